@@ -1,0 +1,116 @@
+"""A private Mailagents daemon for a bench: configured, provisioned, started, stopped.
+
+All of reception is on but the checks that ask the DNS, as Postfix has none.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from bench.postfix import wait_for_port
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Appliance:
+    """One daemon under a directory; `new` is where its deliveries are counted."""
+
+    def __init__(self, directory: Path, *, port: int) -> None:
+        directory.mkdir(mode=0o755)
+        self._directory = directory
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = port
+        self._configuration = directory / "mailagents.toml"
+        self._configuration.write_text(
+            f"""
+[server]
+hostname = "localhost"
+development = true
+data_directory = "{directory}/data"
+log_level = "warning"
+
+[smtp]
+listen_mx = ["tcp:127.0.0.1:{port}"]
+listen_submission = ["tcp:127.0.0.1:{port + 1}"]
+listen_submissions = ["tls:127.0.0.1:{port + 2}"]
+max_connections = 5000
+max_connections_per_address = 5000
+
+[imap]
+listen = ["tcp:127.0.0.1:{port + 3}"]
+listen_tls = ["tls:127.0.0.1:{port + 4}"]
+
+[http]
+listen = ["tcp:127.0.0.1:{port + 5}"]
+
+[authentication]
+enabled = false
+
+[policy]
+directory = "{ROOT}/conf/policies"
+
+[control]
+socket = "{directory}/control.sock"
+"""
+        )
+        self._command("domain", "add", "bench.test")
+        inbox = self._command("inbox", "add", "user@bench.test")
+        self.new = directory / "data" / "mail" / inbox["id"] / "new"
+
+    def _command(self, *arguments: str) -> dict[str, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "server", *arguments, "--config", str(self._configuration), "--json"],
+            check=True,
+            capture_output=True,
+            cwd=ROOT,
+        )
+        result: dict[str, str] = json.loads(done.stdout)
+        return result
+
+    @property
+    def pid(self) -> int:
+        """The daemon's process id."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> float:
+        """Start the daemon; returns the seconds until the port greeted."""
+        begin = time.perf_counter()
+        with open(self._directory / "log", "ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "server", "serve", "--config", str(self._configuration)],
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+            )
+        wait_for_port(self.port)
+        return time.perf_counter() - begin
+
+    def stop(self) -> None:
+        """Stop the daemon and wait for its end."""
+        if self._process is not None:
+            os.kill(self._process.pid, signal.SIGTERM)
+            self._process.wait(timeout=60)
+            self._process = None
+
+    def rss_octets(self) -> int:
+        """Return the resident memory of the daemon and its children."""
+        return sum(_resident(pid) for pid in (self.pid, *_children(self.pid)))
+
+
+def _resident(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found.extend(int(child) for child in (task / "children").read_text().split())
+    return found

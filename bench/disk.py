@@ -1,0 +1,77 @@
+"""The file system that both servers write to, and what a sync costs on it.
+
+As root a fresh ext4 with a journal on a loop file; elsewhere a plain directory,
+and the table says so. tmpfs is refused: a sync costs nothing there.
+"""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+SIZE_OCTETS = 6 << 30
+
+
+class Unfit(Exception):
+    """The bench cannot be run here; the text says why."""
+
+
+@contextlib.contextmanager
+def workplace() -> Iterator[tuple[Path, str]]:
+    """Yield a directory that both servers share, and the words that describe it."""
+    base = Path(tempfile.mkdtemp(prefix="bench-", dir=os.environ.get("BENCH_DIRECTORY", "/var/tmp")))
+    base.chmod(0o755)
+    try:
+        if _file_system(base) == "tmpfs":
+            raise Unfit(f"{base} lies on tmpfs, where a sync costs nothing; set BENCH_DIRECTORY")
+        if os.geteuid() != 0 or not _make_ext4(base):
+            yield base, f"the machine's own {_file_system(base)}, not a fresh one"
+            return
+        try:
+            yield base / "fs", "a fresh ext4 with a journal on a loop file"
+        finally:
+            subprocess.run(["umount", "--lazy", str(base / "fs")], check=False)
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+
+
+def _make_ext4(base: Path) -> bool:
+    image, place = base / "image", base / "fs"
+    with open(image, "wb") as file:
+        file.truncate(SIZE_OCTETS)
+    place.mkdir()
+    # Tables are written now, not in the background of the measurement.
+    options = ["-q", "-E", "lazy_itable_init=0,lazy_journal_init=0"]
+    made = subprocess.run(["mkfs.ext4", *options, str(image)], check=False, capture_output=True)
+    if made.returncode == 0:
+        mounted = subprocess.run(
+            ["mount", "-o", "loop", str(image), str(place)], check=False, capture_output=True
+        )
+        if mounted.returncode == 0:
+            place.chmod(0o755)
+            return True
+    image.unlink()
+    return False
+
+
+def _file_system(path: Path) -> str:
+    shown = subprocess.run(["stat", "-f", "-c", "%T", str(path)], check=True, capture_output=True, text=True)
+    return shown.stdout.strip()
+
+
+def fdatasync_milliseconds(directory: Path, *, times: int = 200) -> float:
+    """Return the median cost of an fdatasync after 2 KB appended."""
+    path = directory / "sync-probe"
+    taken = []
+    with open(path, "wb", buffering=0) as file:
+        for _ in range(times):
+            file.write(b"x" * 2048)
+            begin = time.perf_counter()
+            os.fdatasync(file.fileno())
+            taken.append(time.perf_counter() - begin)
+    path.unlink()
+    return sorted(taken)[times // 2] * 1000

@@ -1,0 +1,400 @@
+"""Rule files into a rule set, or every mistake at once with its file and line.
+
+Owns the form of a rule in TOML and the checks beside those of its condition:
+unknown keys, actions at stages that cannot carry them, reply codes, names that
+are used twice. Opens no file: the texts are given.
+RFC 5321 4.2 (replies), RFC 3463 (enhanced status codes), RFC 9051 9 (keywords).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from policies import library, plain
+from policies.check import check
+from policies.expression import Expression, ExpressionError, canonical, parse
+from policies.facts import STAGES
+from policies.lines import Positions, positions
+from policies.rules import (
+    ACTION_STAGES,
+    FINAL_ACTIONS,
+    Action,
+    OnError,
+    PlainTest,
+    Rule,
+    RuleSet,
+    StageIndex,
+    TestKind,
+)
+
+MAX_FILE_OCTETS = 1 << 20
+MAX_RULES = 5000
+TEXT_CHARACTERS = 300
+
+KEYS: Mapping[str, tuple[type, str]] = {
+    "name": (str, "Identifies the rule in traces: lower-case letters, digits and hyphens. Required."),
+    "description": (str, "Why the rule is there."),
+    "stage": (str, "The stage, or a list of stages, at which the rule is asked. Required."),
+    "when": (str, "The condition. Required; `true` always holds."),
+    "action": (str, "What is done when the condition holds. Required."),
+    "code": (int, "Reply code of reject (550 unless given) and defer (451)."),
+    "enhanced": (str, "Enhanced status code of reject (5.7.1 unless given) and defer (4.7.1)."),
+    "text": (str, "What the client is told, in ASCII. It should reveal no configuration."),
+    "keyword": (str, "IMAP keyword that tag and quarantine set."),
+    "header": (str, "Field `Name: value` that tag, quarantine and redirect put on top of the message."),
+    "target": (str, "Address that redirect sends the message to."),
+    "stop": (
+        bool,
+        "Whether later rules of the stage are passed over; always so for accept, reject and defer.",
+    ),
+    "enabled": (bool, "false keeps the rule, checked, out of judging."),
+    "on_error": (
+        str,
+        "What happens if the condition cannot be evaluated: `skip` passes the rule over, `defer` answers "
+        "451. Unless given, accept and tag skip, the others defer where their stage has a client to answer.",
+    ),
+}
+_ONLY = {
+    "code": {Action.REJECT, Action.DEFER},
+    "enhanced": {Action.REJECT, Action.DEFER},
+    "text": {Action.REJECT, Action.DEFER},
+    "keyword": {Action.TAG, Action.QUARANTINE},
+    "header": {Action.TAG, Action.QUARANTINE, Action.REDIRECT},
+    "target": {Action.REDIRECT},
+    "stop": {Action.QUARANTINE, Action.TAG, Action.REDIRECT},
+}
+_REFUSALS = {
+    Action.REJECT: (550, "5.7.1", "Refused by the policy of this server"),
+    Action.DEFER: (451, "4.7.1", "Deferred by the policy of this server, try again later"),
+}
+# Fields that say where a message comes from and what it holds are not a rule's to write.
+_PROTECTED = re.compile(
+    r"(?i)(from|sender|to|cc|bcc|reply-to|date|subject|message-id|in-reply-to|references|received|return-path"
+    r"|delivered-to|dkim-signature|authentication-results|received-spf|mime-version|arc-.*|content-.*|resent-.*)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake in the rules. line 0: it concerns the file as a whole."""
+
+    file: str
+    line: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.message}" if self.line else f"{self.file}: {self.message}"
+
+
+class PolicyError(Exception):
+    """The rules cannot be used; problems holds every mistake, file by file, in order of lines."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = problems
+
+
+def compile_rules(sources: Sequence[tuple[str, str]]) -> RuleSet:
+    """Return the rule set of (path, text) pairs of TOML, in their order; raises PolicyError."""
+    rules: list[Rule] = []
+    problems: list[Problem] = []
+    places: dict[str, str] = {}
+    for path, text in sources:
+        reader = _File(path, text)
+        for rule, line in reader.rules():
+            if rule.name in places:
+                reader.problem(line, f"the name {rule.name} is taken by the rule at {places[rule.name]}")
+            places.setdefault(rule.name, rule.place)
+            rules.append(rule)
+        problems += sorted(reader.problems, key=lambda problem: problem.line)
+    if len(rules) > MAX_RULES:
+        problems.append(Problem(sources[-1][0], 0, f"there are over {MAX_RULES} rules in all files"))
+    if problems:
+        raise PolicyError(tuple(problems))
+    stages = {stage: _index(rules, stage) for stage in STAGES}
+    return RuleSet(tuple(rules), {stage: index for stage, index in stages.items() if index.rules})
+
+
+class _File:
+    """One source; problems grows as its rules are read."""
+
+    def __init__(self, path: str, text: str) -> None:
+        self.path = path
+        self.text = text.replace("\r\n", "\n")
+        self.problems: list[Problem] = []
+        self.positions = Positions()
+
+    def problem(self, line: int, message: str) -> None:
+        self.problems.append(Problem(self.path, line, message))
+
+    def rules(self) -> Iterator[tuple[Rule, int]]:
+        for number, table in enumerate(self._tables()):
+            reading = _Reading(self, number, table)
+            rule = reading.rule()
+            if rule is not None:
+                yield rule, reading.line("name")
+
+    def _tables(self) -> list[Mapping[str, Any]]:
+        document = self._document()
+        for key in document:
+            if key != "rule":
+                self.problem(self.positions.keys.get((key,), 0), f"{key} is unknown: write [[rule]]")
+        tables = document.get("rule", [])
+        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+            self.problem(self.positions.keys.get(("rule",), 0), "rules are written as [[rule]]")
+            return []
+        return tables
+
+    def _document(self) -> dict[str, Any]:
+        if len(self.text) > MAX_FILE_OCTETS:
+            self.problem(0, f"the file is over {MAX_FILE_OCTETS} characters")
+            return {}
+        try:
+            document = tomllib.loads(self.text)
+            self.positions = positions(self.text)
+            return document
+        except tomllib.TOMLDecodeError as error:
+            found = re.search(r" \(at line (\d+), column \d+\)$", str(error))
+            line = int(found[1]) if found else self.text.count("\n") + 1
+            self.problem(line, f"this is not TOML: {str(error).partition(' (at ')[0]}")
+        except RecursionError:
+            self.problem(0, "values are nested too deeply")
+        return {}
+
+
+@dataclass(slots=True)
+class _Reading:
+    """One [[rule]] table on its way to a rule."""
+
+    file: _File
+    number: int
+    table: Mapping[str, Any]
+    faulty: set[str] = field(default_factory=set)
+
+    def line(self, key: str) -> int:
+        lines = self.file.positions.keys
+        return lines.get(("rule", self.number, key), lines.get(("rule", self.number), 0))
+
+    def fault(self, key: str, message: str, line: int | None = None) -> None:
+        self.faulty.add(key)
+        self.file.problem(self.line(key) if line is None else line, message)
+
+    def rule(self) -> Rule | None:
+        self._keys()
+        name, stages, action = self._name(), self._stages(), self._action()
+        tree = self._condition(stages)
+        if action is not None:
+            self._suits(action, stages)
+        reply = self._reply(action)
+        keyword, header, target = self._keyword(), self._header(), self._target(action)
+        on_error = self._on_error(action, stages)
+        self._effect(action)
+        if self.faulty or tree is None or action is None:
+            return None
+        return self._made(
+            tree,
+            name=name,
+            stages=stages,
+            action=action,
+            code=reply[0],
+            enhanced=reply[1],
+            text=reply[2],
+            keyword=keyword,
+            header=header,
+            target=target,
+            on_error=on_error,
+        )
+
+    def _made(self, tree: Expression, *, action: Action, **values: Any) -> Rule | None:
+        text = canonical(tree)
+        tests, rest = plain.cut(tree)
+        try:
+            # The whole is compiled too, so that what the library dislikes is said here and not later.
+            library.program(text)
+            program = None if rest is None else library.program(canonical(rest))
+        except ValueError as error:
+            self.fault("when", f"the condition cannot be compiled: {str(error).partition(chr(10))[0]}")
+            return None
+        return Rule(
+            when=self.table["when"].strip(),
+            canonical=text,
+            action=action,
+            place=f"{self.file.path}:{self.line('name')}",
+            tests=tests,
+            program=program,
+            facts=plain.names(tree),
+            program_facts=plain.names(rest),
+            description=self.table.get("description", ""),
+            stop=action in FINAL_ACTIONS or self.table.get("stop", False),
+            enabled=self.table.get("enabled", True),
+            **values,
+        )
+
+    def _keys(self) -> None:
+        for key, value in self.table.items():
+            if key not in KEYS:
+                near = difflib.get_close_matches(key, list(KEYS), n=1)
+                self.fault(key, f"{key} is unknown" + (f": did you mean {near[0]}?" if near else ""))
+            elif type(value) is not KEYS[key][0] and not (key == "stage" and isinstance(value, list)):
+                wanted = {str: "a text", int: "a whole number", bool: "true or false"}[KEYS[key][0]]
+                self.fault(key, f"{key} is {wanted}")
+        for key in ("name", "stage", "when", "action"):
+            if key not in self.table:
+                self.fault(key, f"the rule lacks {key}")
+
+    def _text(self, key: str) -> str:
+        """The value of a text key; '' where it is absent or faulty."""
+        return "" if key in self.faulty else self.table.get(key, "")
+
+    def _name(self) -> str:
+        name = self._text("name")
+        if "name" not in self.faulty and not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,63}", name):
+            self.fault("name", f"{name!r} is no name: lower-case letters, digits and hyphens, 64 at most")
+        return name
+
+    def _stages(self) -> tuple[str, ...]:
+        if "stage" in self.faulty:
+            return ()
+        given = self.table["stage"]
+        stages = given if isinstance(given, list) else [given]
+        if not stages or len(set(map(str, stages))) != len(stages):
+            self.fault("stage", "stage names one or more stages, each once")
+        for stage in stages:
+            if stage not in STAGES:
+                near = difflib.get_close_matches(str(stage), list(STAGES), n=1)
+                hint = f": did you mean {near[0]}?" if near else f": there are {', '.join(STAGES)}"
+                self.fault("stage", f"there is no stage {stage}{hint}")
+        return () if "stage" in self.faulty else tuple(stages)
+
+    def _action(self) -> Action | None:
+        word = self._text("action")
+        if word in {action.value for action in Action}:
+            return Action(word)
+        if "action" not in self.faulty:
+            names = ", ".join(action.value for action in Action)
+            self.fault("action", f"there is no action {word}: there are {names}")
+        return None
+
+    def _condition(self, stages: tuple[str, ...]) -> Expression | None:
+        text = self._text("when")
+        if "when" in self.faulty:
+            return None
+        try:
+            tree = parse(text)
+        except ExpressionError as error:
+            self._when_fault(text, error.message, error.at)
+            return None
+        for fault in check(tree, stages):
+            self._when_fault(text, fault.message, fault.at)
+        return tree
+
+    def _when_fault(self, text: str, message: str, at: int) -> None:
+        first = self.file.positions.texts.get(("rule", self.number, "when"), self.line("when"))
+        line = first + text.count("\n", 0, at)
+        column = at - (text.rfind("\n", 0, at) + 1) + 1
+        self.fault("when", f"when, character {column}: {message}", line)
+
+    def _suits(self, action: Action, stages: tuple[str, ...]) -> None:
+        for stage in stages:
+            if stage not in ACTION_STAGES[action]:
+                able = ", ".join(ACTION_STAGES[action])
+                self.fault("action", f"{action.value} is not possible at stage {stage}, only at {able}")
+        for key, actions in _ONLY.items():
+            if key in self.table and action not in actions:
+                words = " and ".join(sorted(item.value for item in actions))
+                self.fault(key, f"{key} belongs to {words}, not to {action.value}")
+
+    def _reply(self, action: Action | None) -> tuple[int, str, str]:
+        if action not in _REFUSALS:
+            return 250, "2.0.0", ""
+        code, enhanced, text = _REFUSALS[action]
+        code = self.table.get("code", code)
+        enhanced = self.table.get("enhanced", enhanced)
+        text = self.table.get("text", text)
+        kind = 5 if action is Action.REJECT else 4
+        # RFC 5321 4.2.1: the second digit is 0 to 5. 421 closes the session, which rules do not.
+        if "code" not in self.faulty and (code // 100 != kind or code % 100 > 59 or code == 421):
+            self.fault("code", f"{code} is no reply code for {action.value}: {kind}00 to {kind}59")
+        if "enhanced" not in self.faulty and not re.fullmatch(rf"{kind}\.\d{{1,3}}\.\d{{1,3}}", enhanced):
+            self.fault("enhanced", f"{enhanced!r} is no enhanced status code for {action.value}: {kind}.x.y")
+        if "text" not in self.faulty and not (
+            0 < len(text) <= TEXT_CHARACTERS and text.isascii() and text.isprintable()
+        ):
+            self.fault("text", f"text is 1 to {TEXT_CHARACTERS} printable ASCII characters")
+        return code, enhanced, text
+
+    def _keyword(self) -> str:
+        keyword = self._text("keyword")
+        # RFC 9051 9: flag-keyword is an atom, or begins with '$'; no backslash, which is a system flag's.
+        if "keyword" in self.table and not re.fullmatch(r"[A-Za-z0-9$_.:+-]{1,64}", keyword):
+            self.fault("keyword", f"{keyword!r} is no IMAP keyword")
+        return keyword
+
+    def _header(self) -> tuple[str, str] | None:
+        if "header" not in self.table or "header" in self.faulty:
+            return None
+        name, colon, value = self.table["header"].partition(":")
+        value = value.strip()
+        # RFC 5322 2.2: a field name is printable ASCII but for the colon.
+        if not colon or not re.fullmatch(r"[!-9;-~]{1,64}", name):
+            self.fault("header", "header is written 'Name: value'")
+        elif _PROTECTED.fullmatch(name):
+            self.fault("header", f"the field {name} is not for rules to write")
+        elif not (0 < len(value) <= TEXT_CHARACTERS and value.isascii() and value.isprintable()):
+            self.fault("header", f"the value is 1 to {TEXT_CHARACTERS} printable ASCII characters")
+        return name, value
+
+    def _target(self, action: Action | None) -> str:
+        target = self._text("target")
+        if action is Action.REDIRECT and "target" not in self.faulty:
+            label = r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?"
+            plain_address = rf"[A-Za-z0-9.!#$%&'*+/=?^_`{{|}}~-]{{1,64}}@{label}(\.{label})*"
+            if not re.fullmatch(plain_address, target) or len(target) > 254:
+                self.fault("target", f"redirect needs target, a mail address; {target!r} is none")
+        return target
+
+    def _on_error(self, action: Action | None, stages: tuple[str, ...]) -> OnError:
+        word = self._text("on_error")
+        answerable = all(stage in ACTION_STAGES[Action.DEFER] for stage in stages)
+        if word == OnError.DEFER.value and not answerable:
+            self.fault("on_error", "defer is not possible at a stage without a client to answer")
+        if word in {choice.value for choice in OnError}:
+            return OnError(word)
+        if "on_error" in self.table and "on_error" not in self.faulty:
+            self.fault("on_error", f"there is no {word}: there are skip, defer")
+        lenient = action in {Action.ACCEPT, Action.TAG} or not answerable
+        return OnError.SKIP if lenient else OnError.DEFER
+
+    def _effect(self, action: Action | None) -> None:
+        if action is Action.TAG and not {"keyword", "header"} & self.table.keys():
+            self.fault("action", "tag needs keyword, header or both")
+
+
+def _index(rules: Sequence[Rule], stage: str) -> StageIndex:
+    chosen = tuple(rule for rule in rules if rule.enabled and stage in rule.stages)
+    spread: dict[str, set[object]] = {}
+    for rule in chosen:
+        for test in _lookups(rule):
+            spread.setdefault(test.fact, set()).update(test.values)
+    always: list[int] = []
+    by_fact: dict[str, dict[object, tuple[int, ...]]] = {}
+    for position, rule in enumerate(chosen):
+        # The fact with the most values among the rules parts them best.
+        lookups = _lookups(rule)
+        if not lookups:
+            always.append(position)
+            continue
+        test = max(lookups, key=lambda test: (len(spread[test.fact]), test.fact))
+        table = by_fact.setdefault(test.fact, {})
+        for value in test.values:
+            table[value] = (*table.get(value, ()), position)
+    return StageIndex(chosen, tuple(always), by_fact)
+
+
+def _lookups(rule: Rule) -> list[PlainTest]:
+    return [test for test in rule.tests if test.kind is TestKind.ANY_OF]

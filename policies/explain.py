@@ -1,0 +1,58 @@
+"""Rulings and rules as lines for a reader.
+
+Owns the words in which a ruling is told, and the slow, complete telling that asks
+every rule of a stage, past the index and past what ends a stage: for the command
+line, where a rule's author wants to know what it would do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from policies.engine import Judging, Unjudged
+from policies.rules import RuleSet, Ruling, Step
+
+
+def explain(ruling: Ruling) -> list[str]:
+    """Return a ruling as lines: what is done, what goes with it, and each rule that mattered."""
+    lines = [_outcome(ruling)]
+    lines += [f"  keyword {tag}" for tag in ruling.tags]
+    lines += [f"  field {name}: {value}" for name, value in ruling.headers]
+    lines += [f"  redirect to {ruling.redirect}"] * (ruling.redirect is not None)
+    return lines + [f"  {line}" for line in explain_trace(ruling.trace)]
+
+
+def explain_trace(trace: Sequence[Step]) -> list[str]:
+    """Return a line for each step: the rule, its place, whether it matched and what it did."""
+    if not trace:
+        return ["no rule matched"]
+    return [
+        f"rule {step.rule} ({step.place}) at {step.stage}: "
+        + (f"matched: {step.effect}" if step.matched else step.effect or "did not match")
+        for step in trace
+    ]
+
+
+def ask_all(rules: RuleSet, stage: str, facts: Mapping[str, object]) -> tuple[Step, ...]:
+    """Return a step for every rule of a stage, disabled ones too, each judged by itself."""
+    steps = []
+    for rule in rules.rules:
+        if stage not in rule.stages:
+            continue
+        matched, effect = False, ""
+        try:
+            matched = Judging(stage, facts).holds(rule)
+        except Unjudged as error:
+            effect = f"error: {error}"
+        if not rule.enabled:
+            effect = "disabled" + (", would match" if matched else "")
+        elif matched:
+            effect = rule.action.value
+        steps.append(Step(rule.name, stage, matched and rule.enabled, effect, rule.place))
+    return tuple(steps)
+
+
+def _outcome(ruling: Ruling) -> str:
+    if ruling.text:
+        return f"{ruling.action} {ruling.code} {ruling.enhanced} {ruling.text}"
+    return ruling.action

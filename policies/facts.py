@@ -1,0 +1,162 @@
+"""The facts that rules may ask for, in one table: type, unit, stages, meaning.
+
+Owns the stages and the facts. Refuses nothing and computes nothing: intake gives
+the values, compile holds rules against this table, docs/policies.md is made of it.
+Texts that are compared are given in lower case, since CEL knows no folding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from types import MappingProxyType
+
+STAGES: Mapping[str, str] = MappingProxyType(
+    {
+        "connect": "A client has connected.",
+        "helo": "The client has said EHLO or HELO.",
+        "mail": "The client has given the sender: MAIL FROM.",
+        "rcpt": "The client has given one recipient: RCPT TO. Asked for each of them.",
+        "message": "A message from outside is here in full and verified, before the 250. Asked once for the "
+        "recipients of each organization.",
+        "deliver": "An accepted message is about to be placed into one inbox.",
+        "submit": "A message of a user of ours is here in full, before the 250 or 202.",
+        "send": "A message is about to go out over the API, with a key's scopes.",
+        "bounce": "A notice about a delivery is about to be made for the sender.",
+    }
+)
+
+_SESSION = ("connect", "helo", "mail", "rcpt", "message", "submit", "send")
+_GREETED = ("helo", "mail", "rcpt", "message", "submit")
+_ENVELOPE = ("mail", "rcpt", "message", "deliver", "submit", "send")
+_LOGIN = ("mail", "rcpt", "submit", "send")
+_COUNTED = ("rcpt", "message", "submit", "send")
+_CONTENT = ("message", "deliver", "submit", "send")
+_VERIFIED = ("message", "deliver")
+
+
+class Kind(str, Enum):
+    """The types of facts, by their names in CEL."""
+
+    STRING = "string"
+    INT = "int"
+    BOOL = "bool"
+    STRINGS = "list<string>"
+
+
+# What a value of each kind is in Python; a bool is no int here.
+PYTHON_TYPES: Mapping[Kind, type] = MappingProxyType(
+    {Kind.STRING: str, Kind.INT: int, Kind.BOOL: bool, Kind.STRINGS: list}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One fact. stages: where it exists, in the order of STAGES; unit: '' where it has none."""
+
+    name: str
+    kind: Kind
+    stages: tuple[str, ...]
+    meaning: str
+    unit: str = ""
+
+    @property
+    def earliest(self) -> str:
+        """The first stage at which the fact exists."""
+        return self.stages[0]
+
+
+_S, _I, _B, _L = Kind.STRING, Kind.INT, Kind.BOOL, Kind.STRINGS
+
+_TABLE = (
+    Fact("client_ip", _S, _SESSION, "Address of the client, '' for a message that no client brought."),
+    Fact("client_port", _I, _SESSION, "Port of the client, 0 if there is none."),
+    Fact("reverse_name", _S, _SESSION, "Name that the DNS gives for client_ip, lower-case; '' if unknown."),
+    Fact("tls", _B, _SESSION, "Whether the session is under TLS."),
+    Fact("tls_version", _S, _SESSION, "'TLSv1.2' or 'TLSv1.3'; '' without TLS."),
+    Fact("helo", _S, _GREETED, "Argument of EHLO or HELO, lower-case."),
+    Fact(
+        "source",
+        _S,
+        (*_ENVELOPE[:4], "submit", "send"),
+        "Where the message comes from: 'mx', 'submission', 'lmtp', 'api', 'local' or 'forward'.",
+    ),
+    Fact("authenticated", _B, _LOGIN, "Whether the client has logged in or shown a key."),
+    Fact("identity", _S, _LOGIN, "Id of the credential or key that was used; '' without one."),
+    Fact("scopes", _L, _LOGIN, "Scopes of that credential or key."),
+    Fact("sender", _S, (*_ENVELOPE, "bounce"), "Reverse-path, lower-case; '' for the null reverse-path."),
+    Fact("sender_domain", _S, (*_ENVELOPE, "bounce"), "Domain of sender in A-labels; '' for the null one."),
+    Fact("is_bounce", _B, _ENVELOPE, "Whether the reverse-path is null: bounces and other notices."),
+    Fact("smtputf8", _B, _ENVELOPE, "Whether the message was announced with SMTPUTF8."),
+    Fact("declared_octets", _I, ("mail", "rcpt"), "SIZE of the MAIL command, 0 without one.", "octets"),
+    Fact("recipient", _S, ("rcpt", "deliver", "bounce"), "The recipient, lower-case."),
+    Fact("recipient_domain", _S, ("rcpt", "deliver", "bounce"), "Domain of recipient in A-labels."),
+    Fact("recipient_count", _I, _COUNTED, "Recipients so far, this one included.", "recipients"),
+    Fact("recipients", _L, ("message", "submit", "send"), "All recipients, lower-case."),
+    Fact(
+        "organization_id",
+        _S,
+        ("message", "deliver", "submit", "send"),
+        "The organization whose message it is.",
+    ),
+    Fact("inbox_id", _S, ("deliver", "submit", "send"), "The inbox that receives or sends; '' if none."),
+    Fact("size_octets", _I, _CONTENT, "Size of the message as received.", "octets"),
+    Fact("header_from", _S, _CONTENT, "First address of From, lower-case; '' if none can be read."),
+    Fact("header_from_domain", _S, _CONTENT, "Domain of header_from in A-labels; '' if none."),
+    Fact("header_from_count", _I, _CONTENT, "Addresses in all From fields together.", "addresses"),
+    Fact("subject", _S, _CONTENT, "Subject, decoded and in lower case."),
+    Fact("message_id", _S, _CONTENT, "Message-ID with its angle brackets; '' if absent."),
+    Fact("header_names", _L, _CONTENT, "Names of the header's fields, lower-case, each once."),
+    Fact("received_count", _I, _CONTENT, "Received fields of the message.", "fields"),
+    Fact("attachments", _I, _CONTENT, "Attachments, by MIME structure.", "attachments"),
+    Fact("list_unsubscribe", _B, _CONTENT, "Whether there is a List-Unsubscribe field (RFC 2369)."),
+    Fact(
+        "precedence", _S, _CONTENT, "Precedence, lower-case: 'bulk', 'list', 'junk' or another; '' if absent."
+    ),
+    Fact("auto_submitted", _S, _CONTENT, "Auto-Submitted (RFC 3834), lower-case; '' if absent."),
+    Fact("spf", _S, _VERIFIED, "SPF result (RFC 7208 2.6); 'none' where it was not checked."),
+    Fact("spf_domain", _S, _VERIFIED, "Domain that SPF spoke of."),
+    Fact("dkim", _L, _VERIFIED, "Domains (d=) of the signatures that pass."),
+    Fact(
+        "dkim_result",
+        _S,
+        _VERIFIED,
+        "'pass' if one signature passes, else the result of the first; 'none' without any (RFC 8601 2.7.1).",
+    ),
+    Fact(
+        "dmarc",
+        _S,
+        _VERIFIED,
+        "DMARC result: 'pass', 'fail', 'none' (no policy published), 'temperror' or 'permerror'.",
+    ),
+    Fact(
+        "dmarc_policy",
+        _S,
+        _VERIFIED,
+        "What the domain's owner asks for mail that fails: 'none', 'quarantine' or 'reject'; '' without one.",
+    ),
+    Fact("dmarc_domain", _S, _VERIFIED, "Domain whose DMARC policy applies; '' without one."),
+    Fact("arc", _S, _VERIFIED, "Result of the ARC chain: 'pass', 'fail' or 'none' (RFC 8617)."),
+    Fact("reply_code", _I, ("bounce",), "SMTP reply code that the notice reports, 0 where there was none."),
+    Fact("reply_status", _S, ("bounce",), "Enhanced status code that the notice reports (RFC 3463)."),
+    Fact("notice", _S, ("bounce",), "'failure', 'delay' or 'success'."),
+)
+
+FACTS: Mapping[str, Fact] = MappingProxyType({fact.name: fact for fact in _TABLE})
+
+
+def facts_at(stage: str) -> tuple[Fact, ...]:
+    """Return the facts that exist at a stage, which a caller of the engine must all give there."""
+    return tuple(fact for fact in _TABLE if stage in fact.stages)
+
+
+def faults(stage: str, values: Mapping[str, object]) -> list[str]:
+    """Return a sentence for each fact of a stage that is absent, of another type, or not in the table."""
+    found = [f"{name} is no fact" for name in values if name not in FACTS]
+    for fact in facts_at(stage):
+        if fact.name not in values:
+            found.append(f"{fact.name} is absent at {stage}")
+        elif type(values[fact.name]) is not PYTHON_TYPES[fact.kind]:
+            found.append(f"{fact.name} is {type(values[fact.name]).__name__}, not {fact.kind.value}")
+    return found

@@ -1,0 +1,95 @@
+"""The part of a condition that a dictionary can answer, taken out of its tree.
+
+Owns the cut of a condition into plain tests (a fact equals a literal, is in a list
+of literals, is true; a list has a literal) and the rest, which CEL executes. The
+condition is the conjunction of both.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+
+from policies.expression import Binary, Call, Expression, ListOf, Literal, Name, Unary
+from policies.facts import FACTS, Kind
+from policies.rules import PlainTest, TestKind
+
+
+def cut(tree: Expression) -> tuple[tuple[PlainTest, ...], Expression | None]:
+    """Return the plain tests of a checked condition and the rest, None where nothing is left."""
+    tests: list[PlainTest] = []
+    rest: list[Expression] = []
+    for term in _terms(tree):
+        test = _plain(term)
+        if test is None:
+            rest.append(term)
+        else:
+            tests.append(test)
+    if not rest:
+        return tuple(tests), None
+    return tuple(tests), reduce(lambda left, right: Binary("&&", left, right, right.at), rest)
+
+
+def names(tree: Expression | None) -> tuple[str, ...]:
+    """Return the facts that a tree asks for, each once, in order."""
+    found: dict[str, None] = {}
+    pending = [tree] if tree is not None else []
+    while pending:
+        node = pending.pop()
+        match node:
+            case Name(name=name) if name in FACTS:
+                found[name] = None
+            case Unary(operand=operand):
+                pending.append(operand)
+            case Binary(left=left, right=right):
+                pending += [right, left]
+            case Call(target=target, arguments=arguments):
+                pending += [*reversed(arguments), *([target] if target is not None else [])]
+            case _:
+                pass
+    return tuple(found)
+
+
+def _terms(tree: Expression) -> list[Expression]:
+    if isinstance(tree, Binary) and tree.operator == "&&":
+        return [*_terms(tree.left), *_terms(tree.right)]
+    return [tree]
+
+
+def _plain(term: Expression) -> PlainTest | None:
+    match term:
+        case Name(name=name):
+            return _any_of(name, True)
+        case Unary(operator="!", operand=operand):
+            inner = _plain(operand)
+            return _opposite(inner) if inner else None
+        case Binary(operator="==" | "!=", left=Name(name=name), right=Literal(value=value)):
+            test = _any_of(name, value)
+            return test if term.operator == "==" else _opposite(test)
+        case Binary(operator="==" | "!=", left=Literal(value=value), right=Name(name=name)):
+            test = _any_of(name, value)
+            return test if term.operator == "==" else _opposite(test)
+        case Binary(operator="in", left=Name(name=name), right=ListOf(items=items)):
+            return PlainTest(name, TestKind.ANY_OF, frozenset(item.value for item in items))
+        case Binary(operator="in", left=Literal(value=value), right=Name(name=name)):
+            return PlainTest(name, TestKind.HAS, frozenset([value]))
+        case _:
+            return None
+
+
+def _any_of(name: str, value: object) -> PlainTest:
+    # A bool has two values, so that 'is not true' may be looked up as well.
+    return PlainTest(name, TestKind.ANY_OF, frozenset([value]))
+
+
+_OPPOSITES = {
+    TestKind.ANY_OF: TestKind.NONE_OF,
+    TestKind.NONE_OF: TestKind.ANY_OF,
+    TestKind.HAS: TestKind.LACKS,
+    TestKind.LACKS: TestKind.HAS,
+}
+
+
+def _opposite(test: PlainTest) -> PlainTest:
+    if FACTS[test.fact].kind is Kind.BOOL:
+        return PlainTest(test.fact, TestKind.ANY_OF, frozenset([True, False]) - test.values)
+    return PlainTest(test.fact, _OPPOSITES[test.kind], test.values)

@@ -1,0 +1,38 @@
+"""The program's entry: install the loop and the reactor, then hand over to the command line.
+
+Twisted's asyncio reactor must be installed on a uvloop loop before anything
+else imports the reactor; commands that run no loop are spared the cost.
+"""
+
+import sys
+
+NEEDS_LOOP = frozenset({"serve", "dev"})
+# The loop shares the interpreter with the journal, apply and the writer: at Python's 5 ms a thread that
+# wakes from a sync waits longer for its turn than the sync took. Measured in docs/benchmarks.md.
+SWITCH_SECONDS = 0.0005
+
+
+def install_loop() -> None:
+    """Make a uvloop loop the process's loop and Twisted's reactor run on it."""
+    import asyncio
+
+    import uvloop
+    from twisted.internet import asyncioreactor
+
+    sys.setswitchinterval(SWITCH_SECONDS)
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    asyncioreactor.install(loop)  # type: ignore[no-untyped-call]  # Twisted's
+
+
+def main() -> None:
+    """Run `mailagents`."""
+    if NEEDS_LOOP.intersection(sys.argv[1:]):
+        install_loop()
+    from server.cli.main import main as run_command
+
+    run_command()
+
+
+if __name__ == "__main__":
+    main()

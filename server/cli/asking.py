@@ -1,0 +1,44 @@
+"""An operation's way: to the running daemon, or to the store when no daemon runs.
+
+Owns that choice and nothing of what operations do.
+"""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Mapping
+from typing import Any
+
+from server.cli.output import Unreachable
+from server.config import Settings
+from server.control import DaemonDown, ask_daemon
+
+
+def ask(settings: Settings, operation: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Perform an operation and return its result.
+
+    Raises OperationFailed where it is refused, Unreachable where neither the daemon
+    nor the store can be reached.
+    """
+    try:
+        return ask_daemon(settings.control.socket, operation, arguments)
+    except DaemonDown:
+        return _on_store(settings, operation, arguments)
+
+
+def _on_store(settings: Settings, operation: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    # Imported here: asking a running daemon needs none of it.
+    from server.app import open_store
+    from server.clock import SystemClock
+    from server.operations import Context, perform
+    from storage.errors import StorageError
+
+    try:
+        store = open_store(settings)
+    except (StorageError, OSError) as error:
+        raise Unreachable(str(error)) from None
+    try:
+        context = Context(store, SystemClock(), settings.server.hostname, actor=f"cli:{getpass.getuser()}")
+        return perform(context, operation, arguments)
+    finally:
+        store.close()

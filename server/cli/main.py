@@ -1,0 +1,261 @@
+"""The command line: `mailagents serve`, `dev`, and the operator's acts.
+
+Owns arguments, tables and exit codes: 0 done, 1 the act was refused or found a
+fault, 2 wrong usage, 3 the store is in use or out of reach, 4 the configuration
+is faulty. Acts go to the running daemon over its control socket, and straight to
+the store when no daemon runs. `--json` prints one JSON value and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from server.cli import output
+from server.cli.asking import ask
+from server.config import ConfigError, Settings
+from server.operations import OperationFailed
+
+EXIT_REFUSED = 1
+EXIT_UNREACHABLE = 3
+EXIT_CONFIGURATION = 4
+DEFAULT_CONFIG = Path("/etc/mailagents/mailagents.toml")
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+domain_app = typer.Typer(no_args_is_help=True, help="Domains and their DNS records.")
+inbox_app = typer.Typer(no_args_is_help=True, help="Inboxes.")
+key_app = typer.Typer(no_args_is_help=True, help="API keys.")
+queue_app = typer.Typer(no_args_is_help=True, help="The delivery queue.")
+config_app = typer.Typer(no_args_is_help=True, help="The configuration file.")
+organization_app = typer.Typer(no_args_is_help=True, help="Organizations.")
+for name, group in {
+    "organization": organization_app,
+    "domain": domain_app,
+    "inbox": inbox_app,
+    "key": key_app,
+    "queue": queue_app,
+    "config": config_app,
+}.items():
+    app.add_typer(group, name=name)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        envvar="MAILAGENTS_CONFIG",
+        help=f"Configuration file; {DEFAULT_CONFIG} where it exists, else the defaults.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def load(path: Path | None) -> Settings:
+    """Return the settings of a file or the default place; ends the program on faults."""
+    chosen = path or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
+    try:
+        return Settings.load(chosen)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        raise typer.Exit(EXIT_CONFIGURATION) from None
+    except OSError as error:
+        errors.print(f"{chosen}: {error.strerror}", markup=False)
+        raise typer.Exit(EXIT_CONFIGURATION) from None
+
+
+def perform(
+    config: Path | None, operation: str, arguments: dict[str, Any], *, as_json: bool
+) -> dict[str, Any]:
+    """Do an operation in the daemon or on the store; ends the program where it fails."""
+    settings = load(config)
+    try:
+        return ask(settings, operation, arguments)
+    except OperationFailed as error:
+        raise _failure(error.code, str(error), EXIT_REFUSED, as_json=as_json) from None
+    except output.Unreachable as error:
+        raise _failure("store_unreachable", str(error), EXIT_UNREACHABLE, as_json=as_json) from None
+
+
+def _failure(code: str, text: str, status: int, *, as_json: bool) -> typer.Exit:
+    if as_json:
+        print(json.dumps({"error": {"code": code, "text": text}}))
+    else:
+        errors.print(text, markup=False)
+    return typer.Exit(status)
+
+
+def _show(result: dict[str, Any], *, as_json: bool, show: Any) -> None:
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False))
+    else:
+        show(result)
+
+
+@app.command()
+def serve(
+    config: ConfigOption = None,
+    role: Annotated[
+        list[str] | None, typer.Option(help="smtp, imap, http or delivery; may be given again.")
+    ] = None,
+) -> None:
+    """Run the daemon until SIGTERM; SIGHUP reloads certificates and policies."""
+    from server import app as appliance
+
+    settings = load(config)
+    if role:
+        known = {"smtp", "imap", "http", "delivery"}
+        if set(role) - known:
+            raise typer.BadParameter(f"a role is one of {', '.join(sorted(known))}", param_hint="--role")
+        settings = settings.model_copy(
+            update={"server": settings.server.model_copy(update={"roles": tuple(role)})}
+        )
+    status = appliance.run(settings)
+    if status:
+        raise typer.Exit(EXIT_UNREACHABLE)
+
+
+@app.command()
+def dev(
+    directory: Annotated[Path, typer.Option(help="Where everything of this mode lies.")] = Path("var/dev"),
+    once: Annotated[bool, typer.Option(help="Stop after the demonstration instead of staying up.")] = False,
+    port_base: Annotated[int, typer.Option(help="First of the high ports that are used.")] = 2500,
+) -> None:
+    """Try everything on this machine alone: no root, no DNS, no configuration."""
+    from server.cli import dev as mode
+
+    raise typer.Exit(mode.run(directory.absolute(), once=once, port_base=port_base))
+
+
+@organization_app.command("add")
+def organization_add(name: str, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Create an organization."""
+    result = perform(config, "organization-add", {"name": name}, as_json=as_json)
+    _show(result, as_json=as_json, show=output.facts)
+
+
+@domain_app.command("add")
+def domain_add(
+    name: str,
+    organization: Annotated[str, typer.Option(help="Name or id; not needed where there is one.")] = "",
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Create a domain with its DKIM keys and print the DNS records to publish."""
+    arguments = {"name": name, "organization": organization}
+    result = perform(config, "domain-add", arguments, as_json=as_json)
+    _show(result, as_json=as_json, show=output.records)
+
+
+@domain_app.command("dns")
+def domain_dns(name: str, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Print the DNS records of a domain."""
+    result = perform(config, "domain-dns", {"name": name}, as_json=as_json)
+    _show(result, as_json=as_json, show=output.records)
+
+
+@inbox_app.command("add")
+def inbox_add(
+    address: str,
+    display_name: Annotated[str, typer.Option(help="Shown with the address.")] = "",
+    quota_octets: Annotated[int, typer.Option(min=0, help="0 is unlimited.")] = 0,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Create an inbox; prints its app password this once."""
+    arguments = {"address": address, "display_name": display_name, "quota_octets": quota_octets}
+    result = perform(config, "inbox-add", arguments, as_json=as_json)
+    _show(result, as_json=as_json, show=output.facts)
+
+
+@key_app.command("add")
+def key_add(
+    *,
+    inbox: Annotated[str, typer.Option(help="Address of the inbox that the key is bound to.")] = "",
+    organization: Annotated[str, typer.Option(help="Or the organization, by name or id.")] = "",
+    name: Annotated[str, typer.Option(help="What the key is for.")] = "key",
+    scope: Annotated[list[str] | None, typer.Option(help="May be given again.")] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Create an API key; prints its secret this once."""
+    arguments = {"inbox": inbox, "organization": organization, "name": name, "scopes": scope}
+    result = perform(config, "key-add", arguments, as_json=as_json)
+    _show(result, as_json=as_json, show=output.facts)
+
+
+@queue_app.command("list")
+def queue_list(
+    state: Annotated[str, typer.Option(help="Only deliveries in this state.")] = "",
+    domain: Annotated[str, typer.Option(help="Only deliveries to this domain.")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what waits in the queue and why."""
+    arguments = {"state": state, "domain": domain, "limit": limit}
+    result = perform(config, "queue-list", arguments, as_json=as_json)
+    _show(result, as_json=as_json, show=output.queue)
+
+
+@app.command()
+def explain(identifier: str, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Say what happened to a message, by the id of the message or of a delivery."""
+    result = perform(config, "explain", {"id": identifier}, as_json=as_json)
+    _show(result, as_json=as_json, show=output.explanation)
+
+
+@app.command()
+def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Show the queue's counts and the journal's backlog."""
+    result = perform(config, "status", {}, as_json=as_json)
+    _show(result, as_json=as_json, show=output.facts)
+
+
+@app.command()
+def reconcile(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Heal differences between mail files and database, and say what was done."""
+    result = perform(config, "reconcile", {}, as_json=as_json)
+    _show(result, as_json=as_json, show=output.facts)
+
+
+@config_app.command("check")
+def config_check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Check the configuration and the policies; each fault is named with file, line and key."""
+    from policies.compile import PolicyError
+    from server.rulebook import Rulebook
+
+    settings = load(config)
+    try:
+        rules = Rulebook(settings.policy.directory).rules
+    except PolicyError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        raise typer.Exit(EXIT_CONFIGURATION) from None
+    result = {"configuration": "good", "rules": len(rules.rules)}
+    _show(result, as_json=as_json, show=output.facts)
+
+
+@config_app.command("show")
+def config_show(config: ConfigOption = None) -> None:
+    """Print all settings in force, annotated, with secrets masked."""
+    print(load(config).show())
+
+
+@config_app.command("defaults")
+def config_defaults() -> None:
+    """Print the annotated configuration file with every default."""
+    from server.config import generate
+
+    print(generate(), end="")
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="mailagents")

@@ -1,0 +1,148 @@
+"""How results look in a terminal: facts, tables and the timeline of a message.
+
+Owns presentation alone. Text from outside is printed without its control
+characters, so that no message can steer the terminal.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+MICROSECONDS = 1_000_000
+
+
+class Unreachable(Exception):
+    """Neither the daemon nor the store can be reached; the text says why."""
+
+
+def console() -> Console:
+    """Return the console on stdout; soft-wrapped so that ids can be copied whole."""
+    return Console(highlight=False)
+
+
+def plain(value: object) -> str:
+    """Return a value as text that cannot steer a terminal."""
+    return "".join(letter if letter.isprintable() else "·" for letter in str(value))
+
+
+def moment(micros: int) -> str:
+    """Return a time as people read it, in UTC with milliseconds."""
+    at = datetime.datetime.fromtimestamp(micros / MICROSECONDS, datetime.UTC)
+    return at.strftime("%Y-%m-%d %H:%M:%S.") + f"{at.microsecond // 1000:03d}"
+
+
+def facts(result: Mapping[str, Any]) -> None:
+    """Print names and values, one a line."""
+    grid = Table.grid(padding=(0, 2))
+    for name, value in result.items():
+        shown = ", ".join(plain(one) for one in value) if isinstance(value, list) else plain(value)
+        grid.add_row(Text(name.replace("_", " "), style="bold"), Text(shown, overflow="fold"))
+    console().print(grid)
+
+
+def records(result: Mapping[str, Any]) -> None:
+    """Print DNS records as a zone file takes them, each with its reason."""
+    for record in result["records"]:
+        print(f"; {record['why']}")
+        print(f"{record['name']}. IN {record['type']} {_zone_value(record['type'], record['value'])}")
+
+
+def _zone_value(kind: str, value: str) -> str:
+    if kind != "TXT":
+        return value
+    # RFC 1035 3.3.14: strings of 255 octets at most, joined by the reader.
+    parts = [value[start : start + 255] for start in range(0, len(value), 255)]
+    return " ".join(f'"{part}"' for part in parts)
+
+
+def queue(result: Mapping[str, Any]) -> None:
+    """Print the queue's counts and deliveries."""
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(result["counts"].items()))
+    console().print(Text(counts or "the queue is empty"))
+    if not result["deliveries"]:
+        return
+    table = Table(box=None, header_style="bold")
+    for title in ("delivery", "recipient", "state", "tries", "next attempt", "last answer"):
+        table.add_column(title, overflow="fold")
+    for row in result["deliveries"]:
+        outcome = row.get("last_outcome") or {}
+        due = row.get("next_attempt_at")
+        table.add_row(
+            row["id"],
+            plain(row["recipient"]),
+            row["state"],
+            str(row["tries"]),
+            moment(due)[:19] if due else "",
+            plain(f"{outcome.get('code') or ''} {outcome.get('text') or ''}".strip()),
+        )
+    console().print(table)
+
+
+def explanation(result: Mapping[str, Any]) -> None:
+    """Print a message's facts, its timeline and its deliveries."""
+    message = result["message"]
+    shown = {
+        name: message[name]
+        for name in ("id", "source", "reverse_path", "subject", "octets", "organization_id")
+        if message.get(name) not in (None, "")
+    }
+    facts(shown)
+    timeline(result["timeline"])
+
+
+def timeline(steps: Iterable[Mapping[str, Any]]) -> None:
+    """Print each step of a message's life: when, what, and the words that came with it."""
+    grid = Table.grid(padding=(0, 2))
+    for step in steps:
+        grid.add_row(
+            Text(moment(step["at"])[11:], style="dim", no_wrap=True),
+            Text(step["kind"].partition(".")[2], style="bold", no_wrap=True),
+            Text(words(step["kind"], step["data"]), overflow="fold"),
+        )
+    console().print(grid)
+
+
+def words(kind: str, data: Mapping[str, Any]) -> str:
+    """Return what an event says, as one sentence for people; facts it has no words for follow."""
+    used: set[str] = set()
+
+    def take(name: str, form: str = "{}") -> str:
+        used.add(name)
+        value = data.get(name)
+        return form.format(plain(value)) if value not in (None, "", [], {}, 0) else ""
+
+    if kind == "message.accepted":
+        parts = [take("source", "by {}"), take("from", "from {}") or "from <>"]
+        parts += [take("peer", "at {}"), take("helo", "({})"), take("tls", "over {}")]
+        parts += [take("octets", "{} octets"), take("recipients", "for {}"), take("signed", "signed for {}")]
+        parts += [take("action", "decision: {}")]
+    elif kind == "message.received":
+        parts = [take("recipient", "for {}"), take("folder", "into {}"), take("uid", "as UID {}")]
+    else:
+        parts = [take("recipient", "to {}"), take("code"), take("enhanced"), take("text", '"{}"')]
+        parts += [take("host", "by {}"), take("address", "at {}"), take("tls_version", "over {}")]
+        parts += [take("attempt", "attempt {}"), take("next_attempt_at") and _next(data)]
+        if "duration" in data:
+            used.add("duration")
+            parts.append(f"in {int(data['duration']) / 1000:.0f} ms")
+        used |= {"state", "phase", "domain", "tls_cipher"}
+    rest = [f"{name}: {_flat(value)}" for name, value in data.items() if name not in used and value]
+    return "; ".join([" ".join(part for part in parts if part), *rest])
+
+
+def _next(data: Mapping[str, Any]) -> str:
+    return f"next at {moment(int(data['next_attempt_at']))[:19]}"
+
+
+def _flat(value: object) -> str:
+    if isinstance(value, Mapping):
+        value = " ".join(f"{key}={one}" for key, one in value.items())
+    elif isinstance(value, list):
+        value = ", ".join(str(one) for one in value)
+    return plain(value)

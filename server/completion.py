@@ -1,0 +1,72 @@
+"""What submission completes: Date and Message-ID where absent, Bcc taken out (RFC 6409 8).
+
+Owns those acts on a message's header, and the removal of fields that it may not
+keep. Body octets are never touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from server.mail import dates, header
+from storage.records import Spooled
+
+if TYPE_CHECKING:
+    from server.evidence import Letter
+    from storage.store import Store
+
+CHUNK_OCTETS = 1 << 20
+
+
+def missing_fields(letter: Letter, *, message_id: str, hostname: str, at: int) -> bytes:
+    """Return the Date and Message-ID fields that a submitted message lacks, with CRLF."""
+    fields = []
+    if not letter.has_date:
+        fields.append(f"Date: {dates.format_date(at)}\r\n")
+    if not letter.message_id:
+        fields.append(f"Message-ID: <{message_id}@{hostname}>\r\n")
+    return "".join(fields).encode("ascii")
+
+
+def bcc_fields(head: bytes) -> list[bytes]:
+    """Return the raw Bcc fields of a header."""
+    return [field.raw for field in header.fields(head) if field.name.lower() == b"bcc"]
+
+
+def rewrite(
+    content: bytes | Spooled, *, added: bytes, unwanted: Sequence[bytes], header_octets: int, store: Store
+) -> bytes | Spooled:
+    """Return the content with fields put on top and some raw fields taken out.
+
+    header_octets: length of the header with its blank line. Large content is written
+    anew and the old file given up. Raises storage.errors.Full.
+    """
+    if isinstance(content, bytes):
+        return added + _strip(content[:header_octets], unwanted) + content[header_octets:]
+    writer = store.spool()
+    try:
+        with open(store.read_spooled(content), "rb") as source:
+            writer.write(added + _strip(source.read(header_octets), unwanted))
+            while chunk := source.read(CHUNK_OCTETS):
+                writer.write(chunk)
+        made = writer.finish()
+    except BaseException:
+        writer.discard()
+        raise
+    store.discard(content)
+    return made
+
+
+def head_of(content: bytes | Spooled, header_octets: int, store: Store) -> bytes:
+    """Return a message's header with its blank line."""
+    if isinstance(content, bytes):
+        return content[:header_octets]
+    with open(store.read_spooled(content), "rb") as source:
+        return source.read(header_octets)
+
+
+def _strip(head: bytes, unwanted: Sequence[bytes]) -> bytes:
+    for raw in unwanted:
+        head = head.replace(raw, b"", 1)
+    return head

@@ -1,0 +1,166 @@
+"""The hosts that take a domain's mail, in the order in which they are tried.
+
+Owns the reading of MX and address records: preference, implicit MX, null MX,
+loops to ourselves, addresses that mail must not go to. Opens no connection.
+RFC 5321 5.1, RFC 7505 (null MX), RFC 3330's successors by `ipaddress`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
+from typing import TYPE_CHECKING
+
+from server import dns
+from server.delivery import outcome
+from server.dns import DnsFailure, DnsTemporary, Mx, NoAnswer, NoSuchDomain
+from server.mail.address import literal_address
+from server.next_hop import NextHop, NextHopKind
+from server.smtp.client import Endpoint
+from server.smtp.client_machine import Dialect
+
+if TYPE_CHECKING:
+    from server.dns import Resolver
+    from storage.records import Outcome
+
+SMTP_PORT = 25
+# RFC 5321 5.1 asks for at least two addresses; beyond these a domain gains nothing by more.
+HOSTS_LIMIT = 10
+ADDRESSES_LIMIT = 8
+
+
+class Unroutable(Exception):
+    """No host can be named now; outcome says whether that may change."""
+
+    def __init__(self, found: Outcome) -> None:
+        super().__init__(found.text)
+        self.outcome = found
+
+
+@dataclass(frozen=True, slots=True)
+class Exchanger:
+    """One host of a domain with its addresses; those of one preference are equals."""
+
+    preference: int
+    endpoints: tuple[Endpoint, ...]
+
+
+class Exchangers:
+    """Finds hosts by a resolver. hostname: our own, whose MX records mark a loop."""
+
+    def __init__(
+        self, resolver: Resolver, *, hostname: str, allow_private_addresses: bool, port: int = SMTP_PORT
+    ) -> None:
+        self._resolver = resolver
+        self._hostname = hostname.lower()
+        self._allow_private = allow_private_addresses
+        self._port = port
+
+    async def of_hop(self, hop: NextHop) -> tuple[Exchanger, ...]:
+        """Return the one host that a configured hop names; raises Unroutable."""
+        dialect = Dialect.LMTP if hop.kind is NextHopKind.LMTP else Dialect.SMTP
+        try:
+            ip_address(hop.host)
+            found: tuple[str, ...] = (hop.host,)
+        except ValueError:
+            try:
+                found = await dns.addresses(self._resolver, hop.host)
+            except DnsFailure as failure:
+                # Configured by hand: whatever is wrong with it, the mail is not to blame.
+                raise Unroutable(outcome.deferred("dns", str(failure), enhanced="4.4.3")) from None
+        return (Exchanger(0, tuple(Endpoint(hop.host, one, hop.port, dialect) for one in found)),)
+
+    async def of_domain(self, domain: str) -> tuple[Exchanger, ...]:
+        """Return a domain's hosts, best preference first; raises Unroutable."""
+        if domain.startswith("["):
+            return (self._literal(domain),)
+        hosts, implicit = await self._hosts(domain)
+        found: list[Exchanger] = []
+        problems: list[str] = []
+        unknown = False
+        for record in hosts[:HOSTS_LIMIT]:
+            try:
+                exchanger = self._exchanger(record, await dns.addresses(self._resolver, record.host))
+            except DnsFailure as failure:
+                problems.append(str(failure))
+                unknown = unknown or isinstance(failure, DnsTemporary)
+                continue
+            if exchanger.endpoints:
+                found.append(exchanger)
+            else:
+                problems.append(f"{record.host} has addresses of private networks only")
+                unknown = True
+        if found:
+            return tuple(found)
+        text = f"{domain} has no host that takes mail: {'; '.join(problems)}"
+        if implicit and not unknown:
+            raise Unroutable(outcome.bounced("dns", 550, "5.4.4", text))
+        raise Unroutable(outcome.deferred("dns", text, enhanced="4.4.4"))
+
+    async def _hosts(self, domain: str) -> tuple[Sequence[Mx], bool]:
+        """Return the MX records to try, and whether they are the implicit one."""
+        try:
+            records: Sequence[Mx] = (await dns.mx(self._resolver, domain)).records
+        except NoSuchDomain:
+            raise Unroutable(outcome.no_such_domain(domain)) from None
+        except NoAnswer:
+            # RFC 5321 5.1: without MX records the domain is its own host.
+            return (Mx(0, domain),), True
+        except DnsTemporary as failure:
+            raise Unroutable(outcome.deferred("dns", str(failure), enhanced="4.4.3")) from None
+        if all(not record.host for record in records):
+            raise Unroutable(outcome.null_mx(domain))
+        return self._without_loop(domain, [record for record in records if record.host]), False
+
+    def _without_loop(self, domain: str, records: list[Mx]) -> list[Mx]:
+        ours = [record.preference for record in records if record.host == self._hostname]
+        if not ours:
+            return records
+        # RFC 5321 5.1: where we are listed, only better ones are tried.
+        better = [record for record in records if record.preference < min(ours)]
+        if not better:
+            raise Unroutable(
+                outcome.bounced("dns", 554, "5.4.6", f"the MX records of {domain} lead back to this server")
+            )
+        return better
+
+    def _exchanger(self, record: Mx, addresses: Sequence[str]) -> Exchanger:
+        usable = [one for one in addresses if self._allow_private or is_public(one)]
+        chosen = interleave(usable)[:ADDRESSES_LIMIT]
+        return Exchanger(record.preference, tuple(Endpoint(record.host, one, self._port) for one in chosen))
+
+    def _literal(self, domain: str) -> Exchanger:
+        address = literal_address(domain)
+        if address is None:
+            raise Unroutable(outcome.bounced("dns", 550, "5.1.2", f"{domain} names no IP address"))
+        if not (self._allow_private or is_public(address)):
+            text = f"{domain} is an address of a private network"
+            raise Unroutable(outcome.bounced("dns", 550, "5.4.4", text))
+        return Exchanger(0, (Endpoint(domain, address, self._port),))
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address belongs to the public Internet, also when it is mapped into IPv6."""
+    parsed = ip_address(address)
+    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
+        parsed = parsed.ipv4_mapped
+    return parsed.is_global and not parsed.is_multicast
+
+
+def interleave(addresses: Sequence[str]) -> list[str]:
+    """Return addresses with the families in turn, IPv6 first, so that one dead family costs one wait."""
+    wide = [one for one in addresses if ":" in one]
+    narrow = [one for one in addresses if ":" not in one]
+    paired = [one for pair in zip(wide, narrow, strict=False) for one in pair]
+    shorter = min(len(wide), len(narrow))
+    return [*paired, *wide[shorter:], *narrow[shorter:]]
+
+
+def in_order(exchangers: Sequence[Exchanger], dice: random.Random) -> list[Exchanger]:
+    """Return exchangers by preference, equals in random order (RFC 5321 5.1)."""
+    shuffled = list(exchangers)
+    dice.shuffle(shuffled)
+    shuffled.sort(key=lambda one: one.preference)
+    return shuffled

@@ -1,0 +1,87 @@
+"""The file of a queued message as an attempt needs it: facts first, then octets in chunks.
+
+Owns reading the spool file: small ones whole, large ones scanned once and read
+again piece by piece. Refuses a message with bare CR or LF, which another
+server could take for two. RFC 5321 2.3.8, RFC 6532 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from server.threads import Threads
+
+SMALL_OCTETS = 256 * 1024
+CHUNK_OCTETS = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A message's facts. whole: its octets where it is small. eight_bit: any octet over 127.
+
+    utf8_header: such octets before the first empty line. bare_ends: a CR or LF that stands alone.
+    """
+
+    path: Path
+    octets: int
+    eight_bit: bool
+    utf8_header: bool
+    bare_ends: bool
+    whole: bytes | None
+
+    def chunks(self, threads: Threads) -> Callable[[], AsyncIterator[bytes]]:
+        """Return what gives the octets in order, from memory or by the file threads."""
+
+        async def from_memory() -> AsyncIterator[bytes]:
+            assert self.whole is not None
+            yield self.whole
+
+        async def from_file() -> AsyncIterator[bytes]:
+            file: BinaryIO = await threads.run(open, self.path, "rb")
+            try:
+                while chunk := await threads.run(file.read, CHUNK_OCTETS):
+                    yield chunk
+            finally:
+                await threads.run(file.close)
+
+        return from_file if self.whole is None else from_memory
+
+
+def read_letter(path: Path) -> Letter:
+    """Return a message's facts; blocks on the disk. Raises OSError where the file is not to be read."""
+    with path.open("rb") as file:
+        first = file.read(SMALL_OCTETS + 1)
+        whole = first if len(first) <= SMALL_OCTETS else None
+        header = first[: _header_octets(first)]
+        octets, eight_bit, bare_ends = 0, False, False
+        chunk, carried = first, b""
+        while chunk:
+            octets += len(chunk)
+            eight_bit = eight_bit or not chunk.isascii()
+            bare_ends = bare_ends or _has_bare_ends(carried + chunk)
+            # A CR at the end is judged with what follows it.
+            carried = b"\r" if chunk.endswith(b"\r") else b""
+            chunk = b"" if whole is not None else file.read(CHUNK_OCTETS)
+    return Letter(
+        path=path,
+        octets=octets,
+        eight_bit=eight_bit,
+        utf8_header=not header.isascii(),
+        bare_ends=bare_ends or bool(carried),
+        whole=whole,
+    )
+
+
+def _header_octets(first: bytes) -> int:
+    end = first.find(b"\r\n\r\n")
+    return len(first) if end < 0 else end
+
+
+def _has_bare_ends(octets: bytes) -> bool:
+    pairs = octets.count(b"\r\n")
+    returns = octets.count(b"\r") - octets.endswith(b"\r")
+    return octets.count(b"\n") != pairs or returns != pairs

@@ -1,0 +1,165 @@
+"""Idle connections kept a few seconds for the next message to the same place.
+
+Owns connections between attempts, their bounded number and age, and what is
+known of places that did not answer or whose TLS broke. An attempt owns what it
+took until it gives it back. Decides nothing about messages. RFC 7435 (TLS as it
+can be had: after a failed handshake the next attempt goes in clear, and says so).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from server.smtp.client import Client, ConnectFailed, Endpoint, Timeouts, connect
+from server.smtp.client_machine import Answer
+
+if TYPE_CHECKING:
+    from server.clock import Clock
+
+IDLE_LIMIT = 200
+REMEMBERED_LIMIT = 10_000
+DEAD_SECONDS = 60.0
+CLEAR_SECONDS = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A connection for one attempt. reused: it carried a message before. note: for the outcome's text."""
+
+    client: Client
+    reused: bool
+    note: str = ""
+
+
+class Memory:
+    """What failed at a place lately; bounded, the oldest goes first."""
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        self._clock = clock
+        self._seconds = seconds
+        self._known: OrderedDict[Endpoint, tuple[float, Answer]] = OrderedDict()
+
+    def find(self, place: Endpoint) -> Answer | None:
+        """Return what failed there, if it was not long ago."""
+        until, answer = self._known.get(place, (0.0, None))
+        if answer is not None and until <= self._clock.monotonic():
+            del self._known[place]
+            return None
+        return answer
+
+    def remember(self, place: Endpoint, answer: Answer) -> None:
+        """Keep what failed."""
+        self._known.pop(place, None)
+        self._known[place] = (self._clock.monotonic() + self._seconds, answer)
+        if len(self._known) > REMEMBERED_LIMIT:
+            self._known.popitem(last=False)
+
+    def forget(self, place: Endpoint) -> None:
+        """The place works again."""
+        self._known.pop(place, None)
+
+
+class Pool:
+    """Opens connections and keeps them while they may be of use."""
+
+    def __init__(
+        self,
+        *,
+        hostname: str,
+        tls: ssl.SSLContext | None,
+        timeouts: Timeouts,
+        clock: Clock,
+        idle_seconds: float,
+        messages_per_connection: int,
+    ) -> None:
+        self._hostname = hostname
+        self._tls = tls
+        self._timeouts = timeouts
+        self._idle_seconds = idle_seconds
+        self._messages = messages_per_connection
+        self._idle: dict[Endpoint, list[tuple[Client, asyncio.TimerHandle]]] = {}
+        self._count = 0
+        self.dead = Memory(clock, DEAD_SECONDS)
+        self._broken_tls = Memory(clock, CLEAR_SECONDS)
+
+    @property
+    def idle(self) -> int:
+        """How many connections wait for a message."""
+        return self._count
+
+    def take(self, place: Endpoint) -> Taken | None:
+        """Return an idle connection to a place, the one used last; None if there is none."""
+        waiting = self._idle.get(place)
+        while waiting:
+            client, timer = waiting.pop()
+            self._dropped(client, timer, place)
+            if client.ready:
+                return Taken(client, reused=True, note=self._note(place))
+        return None
+
+    async def open(self, place: Endpoint) -> Taken:
+        """Return a new connection; raises ConnectFailed, and remembers the place that failed."""
+        in_clear = self._broken_tls.find(place) is not None
+        try:
+            client = await connect(
+                place,
+                hostname=self._hostname,
+                tls=None if in_clear else self._tls,
+                timeouts=self._timeouts,
+            )
+        except ConnectFailed as failure:
+            if failure.answer.phase == "tls":
+                self._broken_tls.remember(place, failure.answer)
+            else:
+                self.dead.remember(place, failure.answer)
+            raise
+        self.dead.forget(place)
+        return Taken(client, reused=False, note=self._note(place))
+
+    def give(self, client: Client) -> None:
+        """Take a connection back: it is kept if it can be used again, else closed."""
+        keep = client.ready and client.transactions < self._messages and self._idle_seconds > 0
+        if not keep or self._count >= IDLE_LIMIT:
+            client.quit()
+            return
+        place = client.endpoint
+        timer = asyncio.get_running_loop().call_later(self._idle_seconds, self._expire, client)
+        self._idle.setdefault(place, []).append((client, timer))
+        self._count += 1
+        client.lost = lambda: self._lost(client)
+
+    def close(self) -> None:
+        """Say goodbye on every idle connection."""
+        for client in [client for waiting in self._idle.values() for client, _ in waiting]:
+            self._expire(client)
+
+    def _note(self, place: Endpoint) -> str:
+        answer = self._broken_tls.find(place)
+        return "" if answer is None else f"in clear, since {answer.text}"
+
+    def _expire(self, client: Client) -> None:
+        if self._remove(client):
+            client.quit()
+
+    def _lost(self, client: Client) -> None:
+        self._remove(client)
+
+    def _remove(self, client: Client) -> bool:
+        waiting = self._idle.get(client.endpoint, [])
+        for index, (one, timer) in enumerate(waiting):
+            if one is client:
+                del waiting[index]
+                self._dropped(client, timer, client.endpoint)
+                return True
+        return False
+
+    def _dropped(self, client: Client, timer: asyncio.TimerHandle, place: Endpoint) -> None:
+        timer.cancel()
+        client.lost = None
+        self._count -= 1
+        if not self._idle.get(place):
+            self._idle.pop(place, None)

@@ -1,0 +1,403 @@
+"""The queue's engine: finds what is due, leases it, has it tried, and has it settled.
+
+Owns the one task that looks for work, the tasks of attempts, and the renewal of
+leases while they live. Sleeps until something is due or a commit says so. Opens
+no connection itself. On stop it leases no more, lets attempts finish within a
+limit, and gives back what did not begin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from server.delivery.attempt import Group, Transmitter
+from server.delivery.backlog import Backlog, Turn
+from server.delivery.backoff import next_attempt
+from server.delivery.carrier import Carrier, suppressed
+from server.delivery.exchangers import Exchangers
+from server.delivery.home import Homeward
+from server.delivery.ledger import LeaseLost, Ledger
+from server.delivery.outcome import in_doubt, slows_down
+from server.delivery.pool import Pool
+from server.delivery.route import Routes
+from server.smtp.client import BLOCK_SECONDS, DATA_SECONDS, Timeouts
+from storage import ids, queue
+from storage.errors import StorageError
+from storage.lanes import Lane, Place, lanes, next_due
+from storage.queue import Pick, Settlement
+from storage.records import Delivery, DeliveryState, Outcome
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from server.clock import Clock
+    from server.dns import Resolver
+    from server.intake import Intake
+    from server.routing import Routing
+    from server.sections import Delivery as DeliverySettings
+    from server.threads import Hub, Threads
+    from storage.db import Notice
+
+SECOND = 1_000_000
+# A lease outlives the longest single wait of an attempt, so that a late renewal costs nothing.
+LEASE_MARGIN_SECONDS = 300
+LOOK_SECONDS = 60.0
+# Where looking takes long, it is done seldom: at most a tenth of the time goes into it.
+LOOK_SHARE = 10
+TROUBLE_SECONDS = 1.0
+FOREVER = 1 << 62
+
+log = structlog.get_logger("delivery")
+
+
+class Scheduler:
+    """Delivers what the queue holds, from start to stop.
+
+    dice: spreads retries and shuffles hosts of one preference; needs no secrecy.
+    """
+
+    def __init__(
+        self,
+        *,
+        threads: Threads,
+        hub: Hub,
+        resolver: Resolver,
+        clock: Clock,
+        routing: Routing,
+        intake: Intake,
+        settings: DeliverySettings,
+        hostname: str,
+        outbox: Path,
+        tls_context: ssl.SSLContext | None,
+        jitter: random.Random,
+    ) -> None:
+        self._threads = threads
+        self._hub = hub
+        self._clock = clock
+        self._settings = settings
+        self._dice = jitter
+        self._lease_seconds = settings.data_timeout_seconds + LEASE_MARGIN_SECONDS
+        self._routes = Routes(routes=settings.routes, default=settings.default_route, routing=routing)
+        self._pool = Pool(
+            hostname=hostname,
+            tls=tls_context,
+            timeouts=Timeouts(
+                connect=settings.connect_timeout_seconds,
+                command=settings.command_timeout_seconds,
+                data=min(DATA_SECONDS, settings.command_timeout_seconds),
+                block=min(BLOCK_SECONDS, settings.command_timeout_seconds),
+                final=settings.data_timeout_seconds,
+            ),
+            clock=clock,
+            idle_seconds=settings.connection_idle_seconds,
+            messages_per_connection=settings.messages_per_connection,
+        )
+        delay = settings.delay_notice_seconds * SECOND
+        self._ledger = Ledger(
+            threads=threads, clock=clock, delay_notice_after=delay or None, settled=self._on_settled
+        )
+        exchangers = Exchangers(
+            resolver, hostname=hostname, allow_private_addresses=settings.allow_private_addresses
+        )
+        self._carrier = Carrier(
+            threads=threads,
+            ledger=self._ledger,
+            transmitter=Transmitter(
+                pool=self._pool,
+                exchangers=exchangers,
+                threads=threads,
+                clock=clock,
+                hostname=hostname,
+                dice=jitter,
+            ),
+            homeward=Homeward(intake=intake, threads=threads, clock=clock, hostname=hostname),
+            outbox=outbox,
+        )
+        self._backlog = Backlog(
+            concurrency=settings.concurrency, per_domain_concurrency=settings.per_domain_concurrency
+        )
+        self._held: dict[str, Delivery] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._news = True
+        self._looked_at = 0.0
+        self._look_pause = 0.0
+        self._next_due: int | None = None
+        self._next_end: int | None = None
+        self._main: list[asyncio.Task[None]] = []
+        self._unsubscribe: Callable[[], None] = _nothing
+
+    async def start(self) -> None:
+        """Take back what a dead process left behind and begin to deliver."""
+        await self._reclaim(FOREVER if self._threads.store.database.dialect == "sqlite" else None)
+        self._unsubscribe = self._hub.subscribe("queue", None, self._on_notice)
+        loop = asyncio.get_running_loop()
+        self._main = [loop.create_task(self._run()), loop.create_task(self._renew())]
+
+    async def stop(self, drain_seconds: float = 0) -> None:
+        """Lease no more, wait for attempts as long as the limit allows, give back the rest."""
+        self._stopping = True
+        self._unsubscribe()
+        # Not cancelled: a lease under way would be lost to everybody until it ended.
+        self._wake.set()
+        await asyncio.wait(self._main[:1])
+        ready = [one for group in self._backlog.clear_ready() for one in group.deliveries]
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=drain_seconds)
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._give_back(ready)
+        await self._ledger.drain()
+        self._main[1].cancel()
+        await asyncio.wait(self._main[1:])
+        self._pool.close()
+
+    @property
+    def leased(self) -> int:
+        """How many deliveries this process holds."""
+        return len(self._held)
+
+    def wake(self) -> None:
+        """Look for work now, whatever the timer says."""
+        self._news = True
+        self._wake.set()
+
+    def _on_notice(self, _notice: Notice) -> None:
+        self.wake()
+
+    # Looking and leasing: one task, so that a scan and a lease never overtake each other.
+
+    async def _run(self) -> None:
+        while not self._stopping:
+            self._wake.clear()
+            try:
+                await self._turn()
+            except StorageError as error:
+                log.error("the queue cannot be read, trying again", problem=str(error))
+                await asyncio.sleep(TROUBLE_SECONDS)
+                continue
+            except Exception:
+                log.exception("the scheduler failed, trying again")
+                await asyncio.sleep(TROUBLE_SECONDS)
+                continue
+            await self._sleep()
+
+    async def _turn(self) -> None:
+        if self._may_look():
+            await self._look()
+        while not self._stopping and (picks := self._backlog.choose()):
+            await self._lease(picks)
+            self._dispatch()
+        self._dispatch()
+
+    def _may_look(self) -> bool:
+        """Look when there is news, at once while nothing is known, else not too often."""
+        rested = self._clock.monotonic() - self._looked_at >= self._look_pause
+        due = self._next_due is not None and self._clock.now() >= self._next_due
+        return (self._news or due) and (rested or self._backlog.lanes == 0)
+
+    async def _look(self) -> None:
+        started = self._clock.monotonic()
+        self._news = False
+        if self._next_end is not None and self._clock.now() > self._next_end:
+            await self._reclaim(None)
+        place: Place | None = Place()
+        while place is not None and not self._backlog.full:
+            unit = partial(_scan, now=self._clock.now(), place=place)
+            found, place, self._next_due, self._next_end = await self._threads.read(unit)
+            self._backlog.note(found)
+        self._news = self._news or place is not None
+        self._looked_at = self._clock.monotonic()
+        self._look_pause = (self._looked_at - started) * LOOK_SHARE
+
+    async def _lease(self, picks: Sequence[Pick]) -> None:
+        until = self._lease_end(self._clock.now())
+        leased = await self._ledger.lease(picks, token=ids.new("lease"), until=until)
+        self._held.update((one.id, one) for one in leased.deliveries)
+        counts = Counter((one.organization_id, one.domain) for one in leased.deliveries)
+        for pick in picks:
+            if counts[pick.organization_id, pick.domain] < pick.limit:
+                self._backlog.drained(pick)
+        stopped = [one for one in leased.deliveries if one.id in leased.suppressed]
+        for one in stopped:
+            self._backlog.took(one.domain, 1)
+        self._settle(stopped, {one.id: suppressed(leased.suppressed[one.id]) for one in stopped})
+        going = [one for one in leased.deliveries if one.id not in leased.suppressed]
+        for group in await self._group(going):
+            self._backlog.add(group)
+
+    async def _group(self, deliveries: Sequence[Delivery]) -> list[Group]:
+        together: dict[tuple[str, str], list[Delivery]] = {}
+        for one in deliveries:
+            together.setdefault((one.domain, one.message_id), []).append(one)
+        return [
+            Group(domain, await self._routes.find(domain), tuple(members))
+            for (domain, _), members in together.items()
+        ]
+
+    def _lease_end(self, now: int) -> int:
+        return now + round(self._lease_seconds * SECOND)
+
+    async def _reclaim(self, before: int | None) -> None:
+        """Take back leases that ended; before: another time than now, where all holders are dead."""
+        now = self._clock.now()
+        count = 1
+        while count:
+            unit = partial(queue.reclaim, now=now, before=now if before is None else before)
+            count = await self._threads.write(unit)
+            if count:
+                log.warning("deliveries taken back from ended leases", count=count)
+
+    async def _sleep(self) -> None:
+        seconds = LOOK_SECONDS
+        if self._news:
+            seconds = max(self._look_pause, 0.01)
+        elif self._next_due is not None:
+            # A clock that was set back must not make this spin, nor one set forward sleep for years.
+            seconds = min(max((self._next_due - self._clock.now()) / SECOND, 0.01), LOOK_SECONDS)
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            self._news = True
+
+    # Attempts.
+
+    def _dispatch(self) -> None:
+        while not self._stopping and (turn := self._backlog.next()) is not None:
+            task = asyncio.get_running_loop().create_task(self._attempt(turn))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _attempt(self, turn: Turn) -> None:
+        group = turn.group
+        try:
+            outcomes = await self._carrier.carry(group)
+            self._adapt(turn, outcomes)
+            self._settle(group.deliveries, outcomes)
+        except LeaseLost:
+            log.warning("lease lost before sending", message=group.message_id)
+            # Those that are still ours are due again at once; the lost ones are fenced off.
+            await self._give_back(group.deliveries)
+        except asyncio.CancelledError:
+            await self._interrupted(group)
+            raise
+        except Exception:
+            log.exception("attempt failed", message=group.message_id)
+            broken = Outcome(DeliveryState.DEFERRED, text="an error in this server", phase="policy")
+            self._settle(group.deliveries, {one.id: broken for one in group.deliveries})
+        finally:
+            self._carrier.begun(group)
+            self._backlog.ended(turn)
+            self._dispatch()
+            if not self._stopping and self._backlog.lanes:
+                self._wake.set()
+
+    def _adapt(self, turn: Turn, outcomes: Mapping[str, Outcome]) -> None:
+        if all(slows_down(one) for one in outcomes.values()):
+            turn.destination.window.failed()
+        else:
+            turn.destination.window.succeeded()
+
+    def _settle(self, deliveries: Sequence[Delivery], outcomes: Mapping[str, Outcome]) -> None:
+        settlements = [self._settlement(one, outcomes[one.id]) for one in deliveries]
+        for settlement in settlements:
+            _log(settlement)
+        self._ledger.settle(settlements)
+
+    def _settlement(self, delivery: Delivery, outcome: Outcome) -> Settlement:
+        if outcome.state is not DeliveryState.DEFERRED:
+            return Settlement(delivery, outcome)
+        due = next_attempt(
+            now=self._clock.now(),
+            expires_at=delivery.expires_at,
+            tries=delivery.tries + 1,
+            first=self._settings.retry_first_seconds,
+            maximum=self._settings.retry_max_seconds,
+            jitter=self._dice.random(),
+        )
+        if due is None:
+            return Settlement(delivery, replace(outcome, state=DeliveryState.EXPIRED))
+        return Settlement(delivery, outcome, due, in_doubt(outcome))
+
+    def _on_settled(self, settlements: Sequence[Settlement]) -> None:
+        self._release([one.delivery for one in settlements])
+        if self._backlog.lanes:
+            self._wake.set()
+
+    def _release(self, deliveries: Sequence[Delivery]) -> None:
+        for one in deliveries:
+            if self._held.pop(one.id, None) is not None:
+                self._backlog.settled(one.domain, 1)
+
+    # Leases.
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(self._lease_seconds / 3)
+            held = list(self._held.values())
+            try:
+                until = self._lease_end(self._clock.now())
+                await self._threads.write(partial(queue.renew, held=held, until=until))
+            except StorageError as error:
+                log.error("leases not renewed", count=len(held), problem=str(error))
+
+    async def _interrupted(self, group: Group) -> None:
+        """Give back a cancelled attempt's leases, or say that what was being sent is in doubt."""
+        begun = self._carrier.begun(group)
+        doubtful = Outcome(DeliveryState.DEFERRED, text=queue.IN_DOUBT, phase="final")
+        self._ledger.settle([Settlement(one, doubtful, self._clock.now(), in_doubt=True) for one in begun])
+        await asyncio.shield(self._give_back([one for one in group.deliveries if one not in begun]))
+
+    async def _give_back(self, deliveries: Sequence[Delivery]) -> None:
+        if not deliveries:
+            return
+        try:
+            await self._threads.write(partial(queue.give_back, held=deliveries, at=self._clock.now()))
+        except StorageError as error:
+            log.error("leases not given back", count=len(deliveries), problem=str(error))
+        self._release(deliveries)
+
+
+def _nothing() -> None:
+    """Stand where there is no subscription yet."""
+
+
+def _scan(
+    connection: Connection, *, now: int, place: Place
+) -> tuple[list[Lane], Place | None, int | None, int | None]:
+    """Return lanes, where to go on, when the next delivery comes due and when the next lease ends."""
+    found, further = lanes(connection, now=now, place=place)
+    return found, further, next_due(connection, after=now), queue.next_lease_end(connection)
+
+
+def _log(settlement: Settlement) -> None:
+    delivery, outcome = settlement.delivery, settlement.outcome
+    log.info(
+        "attempt",
+        delivery=delivery.id,
+        message=delivery.message_id,
+        organization=delivery.organization_id,
+        state=outcome.state.value,
+        attempt=delivery.tries + 1,
+        code=outcome.code,
+        enhanced=outcome.enhanced,
+        phase=outcome.phase,
+        host=outcome.host,
+        address=outcome.address,
+        tls=outcome.tls_version or "",
+        seconds=round(outcome.duration / SECOND, 3),
+    )

@@ -1,0 +1,185 @@
+"""Records of storage as the JSON of API v1.
+
+Owns the one translation from nouns to answers and the writing of times. Plain
+dicts, written straight to octets: validation of our own answers is left to the
+tests, since it would cost more than the query.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from starlette.responses import Response
+
+from storage import messages
+from storage.records import (
+    ApiKey,
+    Credential,
+    Domain,
+    Event,
+    Flag,
+    Mailbox,
+    Organization,
+    Suppression,
+)
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FLAG_NAMES = tuple((int(flag), (flag.name or "").lower()) for flag in Flag)
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+def answer(
+    payload: Mapping[str, object], *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return a JSON response."""
+    body = _encode(payload).encode("utf-8", "replace")
+    return Response(body, status, dict(headers) if headers else None, "application/json")
+
+
+def time_text(micros: int | None) -> str | None:
+    """Return microseconds since 1970 as RFC 3339 in UTC; None for None and for what no date can say."""
+    if micros is None:
+        return None
+    try:
+        moment = _EPOCH + timedelta(microseconds=micros)
+    except OverflowError:
+        return None
+    return moment.isoformat(timespec="microseconds")[:-6] + "Z"
+
+
+def parse_time(text: str) -> int:
+    """Return RFC 3339 text as microseconds since 1970; ValueError without an offset or out of range."""
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("the time needs an offset, such as Z")
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+def organization(one: Organization) -> dict[str, object]:
+    """Return models.Organization."""
+    return {
+        "id": one.id,
+        "name": one.name,
+        "state": one.state,
+        "created_at": time_text(one.created_at),
+    }
+
+
+def domain(one: Domain) -> dict[str, object]:
+    """Return models.Domain."""
+    return {
+        "id": one.id,
+        "organization_id": one.organization_id,
+        "name": one.name,
+        "state": one.state,
+        "created_at": time_text(one.created_at),
+    }
+
+
+def inbox(one: Mailbox) -> dict[str, object]:
+    """Return models.Inbox."""
+    return {
+        "id": one.id,
+        "address": one.address,
+        "display_name": one.display_name,
+        "state": one.state,
+        "quota_octets": one.quota_octets,
+        "used_octets": one.used_octets,
+        "created_at": time_text(one.created_at),
+    }
+
+
+def credential(one: Credential) -> dict[str, object]:
+    """Return models.Credential."""
+    return {
+        "id": one.id,
+        "inbox_id": one.mailbox_id,
+        "name": one.name,
+        "created_at": time_text(one.created_at),
+    }
+
+
+def key(one: ApiKey) -> dict[str, object]:
+    """Return models.Key."""
+    return {
+        "id": one.id,
+        "name": one.name,
+        "prefix": one.prefix,
+        "scopes": sorted(one.scopes),
+        "inbox_id": one.mailbox_id,
+        "created_at": time_text(one.created_at),
+        "expires_at": time_text(one.expires_at),
+        "last_used_at": time_text(one.last_used_at),
+        "revoked_at": time_text(one.revoked_at),
+    }
+
+
+def event(one: Event) -> dict[str, object]:
+    """Return models.Event."""
+    return {
+        "id": one.id,
+        "kind": one.kind,
+        "at": time_text(one.at),
+        "message_id": one.message_id,
+        "inbox_id": one.mailbox_id,
+        "delivery_id": one.delivery_id,
+        "data": dict(one.data),
+    }
+
+
+def delivery(row: Mapping[str, Any]) -> dict[str, object]:
+    """Return models.Delivery of a queue row."""
+    return {
+        "id": row["id"],
+        "recipient": row["recipient"],
+        "state": row["state"],
+        "tries": row["tries"],
+        "created_at": time_text(row["created_at"]),
+        "next_attempt_at": time_text(row["next_attempt_at"]),
+        "expires_at": time_text(row["expires_at"]),
+        "last_outcome": row["last_outcome"],
+    }
+
+
+def suppression(one: Suppression) -> dict[str, object]:
+    """Return models.Suppression."""
+    return {
+        "id": one.id,
+        "address": one.address,
+        "cause": one.cause,
+        "evidence": one.evidence,
+        "created_at": time_text(one.created_at),
+        "expires_at": time_text(one.expires_at),
+    }
+
+
+def flags(bits: int) -> list[str]:
+    """Return the names of flags."""
+    return [name for bit, name in _FLAG_NAMES if bits & bit]
+
+
+def summary(one: messages.Listed, inbox_id: str) -> dict[str, object]:
+    """Return models.MessageSummary."""
+    return {
+        "id": one.message.id,
+        "inbox_id": inbox_id,
+        "folder": one.folder,
+        "thread_id": one.thread_id,
+        "received_at": time_text(one.entry.internal_date),
+        "octets": one.entry.octets,
+        "from": one.message.from_,
+        "to": one.message.to,
+        "subject": one.message.subject,
+        "preview": one.preview,
+        "attachments": one.attachments,
+        "flags": flags(one.entry.flags),
+        "labels": list(one.entry.keywords),
+    }
+
+
+def next_cursor(page: Sequence[object], limit: int, cursor: str) -> str | None:
+    """Return the cursor after a page, None where the page was the last."""
+    return cursor if len(page) >= limit else None

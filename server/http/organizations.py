@@ -1,0 +1,284 @@
+"""Routes for organizations, domains and keys.
+
+Owns who may create what: organizations and domains an operator alone, since a
+domain added here takes all mail for its name on this appliance and nobody has
+proved yet whose it is; keys whoever holds at least what the new key gets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import APIRouter, Query, Security
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.http import answers, models
+from server.http.access import OPERATOR, Caller, bearer
+from server.http.answers import answer, next_cursor
+from server.http.openapi import PREFIX, describe
+from server.http.problems import Problem, not_found
+from server.http.services import Services, known_id, write_audit
+from server.login import new_key
+from server.mail.address import AddressSyntax, normalise_domain, parse_domain
+from server.sender_auth import zone
+from server.sender_auth.keys import ALGORITHMS, make_key
+from storage import accounts
+from storage.records import ApiKey, Organization
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+Operator = Annotated[Caller, Security(bearer, scopes=["operator"])]
+OrganizationAdmin = Annotated[Caller, Security(bearer, scopes=["org:admin"])]
+DomainAdmin = Annotated[Caller, Security(bearer, scopes=["domain:admin"])]
+Limit = Annotated[int, Query(ge=1, le=200, description="Rows on a page.")]
+Cursor = Annotated[str, Query(max_length=64, description="`next_cursor` of the page before.")]
+
+
+class OrganizationRoutes:
+    """Organizations, domains, keys."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def router(self) -> APIRouter:
+        """Return the routes."""
+        router = APIRouter(prefix=PREFIX)
+        describe(
+            router, "POST", "/organizations", self.add, request=models.OrganizationRequest,
+            answer=models.Organization, status=201, tag="Organizations",
+        )  # fmt: skip
+        describe(
+            router,
+            "GET",
+            "/organizations",
+            self.list_all,
+            answer=models.OrganizationList,
+            tag="Organizations",
+        )
+        describe(
+            router, "POST", "/organizations/{organization_id}/keys", self.add_key_for,
+            request=models.KeyRequest, answer=models.KeySecret, status=201, tag="Organizations",
+        )  # fmt: skip
+        describe(
+            router, "POST", "/domains", self.add_domain, request=models.DomainRequest,
+            answer=models.DomainRecords, status=201, tag="Domains",
+        )  # fmt: skip
+        describe(router, "GET", "/domains", self.list_domains, answer=models.DomainList, tag="Domains")
+        describe(
+            router, "GET", "/domains/{name}", self.get_domain, answer=models.DomainRecords, tag="Domains"
+        )
+        describe(
+            router, "POST", "/keys", self.add_key, request=models.KeyRequest, answer=models.KeySecret,
+            status=201, tag="Keys",
+        )  # fmt: skip
+        describe(router, "GET", "/keys", self.list_keys, answer=models.KeyList, tag="Keys")
+        describe(router, "DELETE", "/keys/{key_id}", self.revoke_key, status=204, tag="Keys")
+        return router
+
+    async def add(self, caller: Operator, request: Request) -> Response:
+        """Create an organization.
+
+        Its first key is made with `POST /v1/organizations/{organization_id}/keys`.
+        """
+        asked = await self._services.bodies.read(request, models.OrganizationRequest)
+        now = self._services.clock.now()
+
+        def unit(connection: Connection) -> Organization:
+            made = accounts.add_organization(connection, name=asked.name, at=now)
+            write_audit(
+                connection,
+                caller,
+                action="organization.add",
+                thing=made.id,
+                at=now,
+                organization_id=made.id,
+                name=asked.name,
+            )
+            return made
+
+        made = await self._services.threads.write(unit)
+        return answer(answers.organization(made), status=201)
+
+    async def list_all(self, caller: OrganizationAdmin, limit: Limit = 50, cursor: Cursor = "") -> Response:
+        """List organizations: an operator sees all, another key its own."""
+        caller.require_unbound()
+
+        def unit(connection: Connection) -> list[Organization]:
+            if caller.is_operator:
+                return accounts.organizations(connection, after=cursor, limit=limit)
+            own = accounts.organization(connection, organization_id=caller.organization_id)
+            return [] if own is None else [own]
+
+        page = await self._services.threads.read(unit)
+        after = next_cursor(page, limit, page[-1].id) if page and caller.is_operator else None
+        return answer({"organizations": [answers.organization(one) for one in page], "next_cursor": after})
+
+    async def add_domain(self, caller: Operator, request: Request) -> Response:
+        """Add a mail domain, make its DKIM keys, and say what to publish in DNS.
+
+        Needs an operator: from now on all mail to the domain that passes this appliance stays here.
+        """
+        asked = await self._services.bodies.read(request, models.DomainRequest)
+        owner = known_id(asked.organization_id or caller.organization_id)
+        await self._require_organization(owner)
+        name = _domain_name(asked.name)
+        keys = [(one, *await self._services.threads.compute(make_key, one)) for one in ALGORITHMS]
+        now = self._services.clock.now()
+
+        def unit(connection: Connection) -> None:
+            made = accounts.add_domain(connection, organization_id=owner, name=name, at=now)
+            for algorithm, pem, record in keys:
+                accounts.add_dkim_key(
+                    connection,
+                    organization_id=owner,
+                    domain=name,
+                    selector=f"{algorithm.partition('-')[0]}{now // 1_000_000}",
+                    algorithm=algorithm,
+                    private_pem=pem,
+                    public_record=record,
+                    at=now,
+                )
+            write_audit(
+                connection,
+                caller,
+                action="domain.add",
+                thing=made.id,
+                at=now,
+                organization_id=owner,
+                name=name,
+            )
+
+        await self._services.threads.write(unit)
+        return answer(await self._domain(name, owner), status=201)
+
+    async def list_domains(self, caller: DomainAdmin) -> Response:
+        """List the organization's domains."""
+        caller.require_unbound()
+        found = await self._services.threads.read(
+            lambda c: accounts.domains(c, organization_id=caller.organization_id)
+        )
+        return answer({"domains": [answers.domain(one) for one in found]})
+
+    async def get_domain(self, caller: DomainAdmin, name: str) -> Response:
+        """Show a domain and the DNS records to publish for it."""
+        caller.require_unbound()
+        try:
+            wanted = _domain_name(name)
+        except Problem:
+            raise not_found() from None
+        return answer(await self._domain(wanted, caller.organization_id))
+
+    async def add_key_for(self, caller: Operator, organization_id: str, request: Request) -> Response:
+        """Create a key for an organization: how an operator hands one over. The secret is shown this once."""
+        asked = await self._services.bodies.read(request, models.KeyRequest)
+        if OPERATOR in asked.scopes:
+            raise Problem(422, "invalid", "An operator's key is made with POST /v1/keys.")
+        await self._require_organization(known_id(organization_id))
+        return await self._make_key(caller, asked, organization_id)
+
+    async def add_key(self, caller: OrganizationAdmin, request: Request) -> Response:
+        """Create a key with at most the scopes of the key that asks. The secret is shown this once."""
+        caller.require_unbound()
+        asked = await self._services.bodies.read(request, models.KeyRequest)
+        caller.require_held(frozenset(asked.scopes))
+        if OPERATOR in asked.scopes and asked.inbox_id is not None:
+            raise Problem(422, "invalid", "An operator's key is not bound to an inbox.")
+        return await self._make_key(caller, asked, caller.organization_id)
+
+    async def list_keys(self, caller: OrganizationAdmin, limit: Limit = 50, cursor: Cursor = "") -> Response:
+        """List the organization's keys, revoked ones too, without their secrets."""
+        caller.require_unbound()
+        page = await self._services.threads.read(
+            lambda c: accounts.api_keys(c, organization_id=caller.organization_id, after=cursor, limit=limit)
+        )
+        after = next_cursor(page, limit, page[-1].id) if page else None
+        return answer({"keys": [answers.key(one) for one in page], "next_cursor": after})
+
+    async def revoke_key(self, caller: OrganizationAdmin, key_id: str) -> Response:
+        """Revoke a key; it stops working at once."""
+        caller.require_unbound()
+        known_id(key_id)
+        now = self._services.clock.now()
+
+        def unit(connection: Connection) -> None:
+            accounts.revoke_api_key(connection, organization_id=caller.organization_id, key_id=key_id, at=now)
+            write_audit(connection, caller, action="key.revoke", thing=key_id, at=now)
+
+        await self._services.threads.write(unit)
+        return Response(status_code=204)
+
+    async def _make_key(self, caller: Caller, asked: models.KeyRequest, owner: str) -> Response:
+        now = self._services.clock.now()
+        expires_at = expiry(asked.expires_at, now)
+        inbox_id = None if asked.inbox_id is None else known_id(asked.inbox_id)
+        secret, prefix, digest = new_key()
+        scopes = frozenset[str](asked.scopes)
+
+        def unit(connection: Connection) -> ApiKey:
+            made = accounts.add_api_key(
+                connection,
+                organization_id=owner,
+                mailbox_id=inbox_id,
+                name=asked.name,
+                prefix=prefix,
+                key_hash=digest,
+                scopes=scopes,
+                expires_at=expires_at,
+                at=now,
+            )
+            write_audit(
+                connection,
+                caller,
+                action="key.add",
+                thing=made.id,
+                at=now,
+                organization_id=owner,
+                scopes=sorted(scopes),
+            )
+            return made
+
+        made = await self._services.threads.write(unit)
+        return answer({**answers.key(made), "key": secret}, status=201, headers={"Cache-Control": "no-store"})
+
+    async def _require_organization(self, organization_id: str) -> None:
+        found = await self._services.threads.read(
+            lambda c: accounts.organization(c, organization_id=organization_id)
+        )
+        if found is None:
+            raise not_found()
+
+    async def _domain(self, name: str, owner: str) -> dict[str, object]:
+        found, keys = await self._services.threads.read(
+            lambda c: (accounts.find_domain(c, name=name), accounts.dkim_keys(c, domain=name))
+        )
+        if found is None or found.organization_id != owner:
+            raise not_found()
+        hostname = self._services.settings.server.hostname
+        told = zone.records(name, hostname=hostname, keys=keys)
+        return {**answers.domain(found), "records": [asdict(one) for one in told]}
+
+
+def expiry(text: str | None, now: int) -> int | None:
+    """Return a request's expiry as microseconds, None for never; Problem 422."""
+    if text is None:
+        return None
+    try:
+        expires_at = answers.parse_time(text)
+    except (ValueError, OverflowError):
+        raise Problem(422, "invalid_time", "A time is written as RFC 3339, 2026-01-31T09:30:00Z.") from None
+    if expires_at <= now:
+        raise Problem(422, "invalid_time", "The expiry must lie in the future.")
+    return expires_at
+
+
+def _domain_name(text: str) -> str:
+    try:
+        name = normalise_domain(parse_domain(text.removesuffix("."), smtputf8=True))
+    except (AddressSyntax, ValueError):
+        raise Problem(422, "invalid_domain", "That is no domain name.") from None
+    if name.startswith("[") or "." not in name:
+        raise Problem(422, "invalid_domain", "A mail domain is a name with a dot in it.")
+    return name

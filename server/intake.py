@@ -1,0 +1,572 @@
+"""The one intake: every message enters here, whatever its door.
+
+Owns the steps verify, decide, complete, commit, and the questions that a session
+asks before content (MAIL, RCPT). Refuses by raising Refusal; a return from
+`accept` is the promise that the message is on stable storage.
+RFC 5321 (transaction), 6409 (submission), 8601 (results), 3461 (DSN parameters).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+import structlog
+
+from server import completion, evidence
+from server.mail import header, trace
+from server.mail.address import domain_of
+from server.refusal import Refusal
+from server.routing import Drop, Forward, Local, Refuse, Remote
+from server.rulebook import merge, refuse
+from server.sender_auth.results import forged
+from storage import accounts, ids
+from storage.errors import Conflict, Full
+from storage.records import (
+    Accepted,
+    Action,
+    Decision,
+    Envelope,
+    Event,
+    LocalTarget,
+    Peer,
+    Placed,
+    Recipient,
+    RemoteTarget,
+    Source,
+    Spooled,
+    Verdict,
+)
+
+if TYPE_CHECKING:
+    from server.clock import Clock
+    from server.login import Identity
+    from server.routing import Resolution, Routing
+    from server.rulebook import Rulebook
+    from server.sender_auth.signer import Signer
+    from server.sender_auth.verify import Verifier
+    from server.threads import Threads
+    from storage.spool import SpoolWriter
+
+P = ParamSpec("P")
+T = TypeVar("T")
+log = structlog.get_logger("intake")
+
+SECOND = 1_000_000
+FROM_OUTSIDE = frozenset({Source.MX, Source.LMTP})
+FROM_SENDERS = frozenset({Source.SUBMISSION, Source.API})
+SIGNED = frozenset({Source.SUBMISSION, Source.API, Source.NOTICE})
+QUEUED = frozenset({Source.SUBMISSION, Source.API, Source.NOTICE})
+# The policy stages that judge whole messages; what the appliance says itself is not judged.
+STAGES_OF: Mapping[Source, tuple[str, ...]] = {
+    Source.MX: ("message",),
+    Source.LMTP: ("message",),
+    Source.LOCAL: ("message",),
+    Source.FORWARD: ("message",),
+    Source.SUBMISSION: ("submit",),
+    Source.API: ("submit", "send"),
+    Source.NOTICE: (),
+    Source.APPEND: (),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A message at the door: complete content, envelope and who brought it.
+
+    content has CRLF line ends only and no NUL. identity: the authenticated sender.
+    message_id: given by callers whose retry must not double the message.
+    append: the place that IMAP APPEND asks for; then nothing is judged.
+    keep: a copy for the sender's own folder, with the flags given there.
+    """
+
+    source: Source
+    peer: Peer
+    envelope: Envelope
+    content: bytes | Spooled
+    identity: Identity | None = None
+    message_id: str | None = None
+    organization_id: str | None = None
+    append: LocalTarget | None = None
+    keep: LocalTarget | None = None
+    events: tuple[Event, ...] = ()
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What was accepted: one message id per organization; placed only where it was waited for."""
+
+    message_ids: tuple[str, ...]
+    placed: tuple[Placed, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeSettings:
+    """What intake needs of the configuration; times in seconds."""
+
+    hostname: str
+    expiry_api_seconds: int
+    expiry_submission_seconds: int
+
+
+@dataclass(slots=True)
+class _Group:
+    """The recipients of one organization."""
+
+    organization_id: str
+    local: list[tuple[Recipient, Local]] = field(default_factory=list)
+    remote: list[tuple[Recipient, str]] = field(default_factory=list)  # with the queue's domain
+    dropped: list[Recipient] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What was found out about a message for one organization, and the decision on it."""
+
+    letter: evidence.Letter
+    verdicts: tuple[Verdict, ...]
+    facts: evidence.Gathered
+    decision: Decision
+
+
+class Intake:
+    """Judges sessions and messages and commits what is accepted."""
+
+    def __init__(
+        self,
+        *,
+        threads: Threads,
+        routing: Routing,
+        rulebook: Rulebook,
+        clock: Clock,
+        settings: IntakeSettings,
+        verifier: Verifier | None,
+        signer: Signer,
+    ) -> None:
+        self._threads = threads
+        self._routing = routing
+        self._rulebook = rulebook
+        self._clock = clock
+        self._settings = settings
+        self._verifier = verifier
+        self._signer = signer
+
+    def spool(self) -> SpoolWriter:
+        """Return a writer for content too large for memory."""
+        return self._threads.store.spool()
+
+    async def connected(self, peer: Peer) -> None:
+        """Judge a new connection; raises Refusal."""
+        if self._rulebook.asks("connect"):
+            refuse(self._rulebook.decide("connect", evidence.of_peer(peer)))
+
+    async def helo(self, peer: Peer) -> None:
+        """Judge the EHLO or HELO argument; raises Refusal."""
+        if self._rulebook.asks("helo"):
+            refuse(self._rulebook.decide("helo", evidence.of_peer(peer)))
+
+    async def sender(
+        self,
+        peer: Peer,
+        identity: Identity | None,
+        envelope: Envelope,
+        declared_octets: int | None,
+    ) -> None:
+        """Judge MAIL FROM; raises Refusal: 452 4.3.1 where the disk's reserve is reached."""
+        if not self._threads.store.has_room(declared_octets or 0):
+            raise _no_room()
+        if identity is not None and envelope.reverse_path is not None:
+            await self._require_ownership(identity, envelope.reverse_path, "envelope sender")
+        if self._rulebook.asks("mail"):
+            source = Source.SUBMISSION if identity else Source.MX
+            facts = evidence.of_envelope(
+                peer, identity, envelope, source=source, declared_octets=declared_octets or 0
+            )
+            refuse(self._rulebook.decide("mail", facts))
+
+    async def recipient(
+        self,
+        peer: Peer,
+        identity: Identity | None,
+        envelope: Envelope,
+        recipient: Recipient,
+    ) -> None:
+        """Judge RCPT TO; raises Refusal: no relay, no such mailbox, over quota, policy."""
+        resolution = await self._routing.resolve(recipient.address)
+        if isinstance(resolution, Refuse):
+            raise resolution.refusal()
+        if isinstance(resolution, Remote) and identity is None:
+            raise Refusal(550, "5.7.1", "Relaying denied")
+        if isinstance(resolution, Local):
+            await self._require_quota(resolution)
+        if self._rulebook.asks("rcpt"):
+            source = Source.SUBMISSION if identity else Source.MX
+            facts = evidence.of_recipient(peer, identity, envelope, source=source, recipient=recipient)
+            refuse(self._rulebook.decide("rcpt", facts))
+
+    async def accept(self, arrival: Arrival, *, wait_applied: bool = False) -> Receipt:
+        """Take a message in; returns when it is durable, or applied where that is asked.
+
+        Raises Refusal: by policy, for a sender that does not own its From, when the
+        disk is full (452 4.3.1) or nothing can be committed (451 4.3.0).
+        """
+        if arrival.message_id and await self._is_known(arrival.message_id):
+            return Receipt((arrival.message_id,))
+        if arrival.append is not None:
+            return await self._commit([self._appended(arrival, arrival.append)], wait_applied=wait_applied)
+        letter = await self._read(arrival.content)
+        if arrival.source in FROM_SENDERS:
+            arrival, letter = await self._complete(arrival, letter)
+        verdicts = await self._verify(arrival)
+        if arrival.source in FROM_OUTSIDE and "authentication-results" in letter.names:
+            hostname = self._settings.hostname
+            arrival, letter = await self._rewrite(arrival, letter, select=lambda head: forged(head, hostname))
+        groups = await self._group(arrival)
+        judgements = [self._decide(arrival, group, letter, verdicts) for group in groups]
+        records = [
+            await self._record(arrival, group, judgement)
+            for group, judgement in zip(groups, judgements, strict=True)
+        ]
+        return await self._commit(records, wait_applied=wait_applied)
+
+    async def _is_known(self, message_id: str) -> bool:
+        return await self._threads.read(lambda c: accounts.message_exists(c, message_id=message_id))
+
+    async def _require_ownership(self, identity: Identity, address: str, what: str) -> None:
+        """RFC 6409 6.1: a submitter uses addresses of its own."""
+        resolution = await self._routing.resolve(address)
+        if isinstance(resolution, Local):
+            mailbox = resolution.mailbox
+            if identity.mailbox_id is None:
+                owned = mailbox.organization_id == identity.organization_id
+            else:
+                owned = mailbox.id == identity.mailbox_id
+            if owned:
+                return
+        raise Refusal(553, "5.7.1", f"This login does not own the {what}", f"{identity.id}")
+
+    async def _require_quota(self, resolution: Local) -> None:
+        mailbox = resolution.mailbox
+        if mailbox.quota_octets == 0:
+            return
+        used = await self._threads.read(
+            lambda c: accounts.used_octets(c, organization_id=mailbox.organization_id, mailbox_id=mailbox.id)
+        )
+        if used >= mailbox.quota_octets:
+            raise Refusal(452, "4.2.2", "Mailbox full")
+
+    async def _complete(self, arrival: Arrival, letter: evidence.Letter) -> tuple[Arrival, evidence.Letter]:
+        """RFC 6409 8: add Date and Message-ID, take Bcc out; check who the From names."""
+        if arrival.identity is not None:
+            if letter.from_fields != 1 or not letter.from_readable:
+                raise Refusal(550, "5.6.0", "The message needs one From field with valid addresses")
+            for address in letter.from_addresses:
+                await self._require_ownership(arrival.identity, address, "From address")
+        message_id = arrival.message_id or ids.new("msg")
+        arrival = replace(arrival, message_id=message_id)
+        added = completion.missing_fields(
+            letter, message_id=message_id, hostname=self._settings.hostname, at=self._clock.now()
+        )
+        if added or letter.has_bcc:
+            return await self._rewrite(arrival, letter, added=added, select=completion.bcc_fields)
+        return arrival, letter
+
+    async def _rewrite(
+        self,
+        arrival: Arrival,
+        letter: evidence.Letter,
+        *,
+        select: Callable[[bytes], list[bytes]],
+        added: bytes = b"",
+    ) -> tuple[Arrival, evidence.Letter]:
+        """Put fields on top of a message and take those out that select finds in its header."""
+        run = self._threads.run if isinstance(arrival.content, Spooled) else _at_once
+        store = self._threads.store
+        head = await run(completion.head_of, arrival.content, letter.header_octets, store)
+        unwanted = select(head)
+        if not unwanted and not added:
+            return arrival, letter
+        try:
+            content = await run(
+                completion.rewrite,
+                arrival.content,
+                added=added,
+                unwanted=unwanted,
+                header_octets=letter.header_octets,
+                store=store,
+            )
+        except Full as error:
+            raise _no_room() from error
+        return replace(arrival, content=content), await self._read(content)
+
+    async def _read(self, content: bytes | Spooled) -> evidence.Letter:
+        if isinstance(content, bytes):
+            return evidence.read(content, self._threads.store)
+        return await self._threads.run(evidence.read, content, self._threads.store)
+
+    async def _verify(self, arrival: Arrival) -> tuple[Verdict, ...]:
+        if self._verifier is None or arrival.source not in FROM_OUTSIDE:
+            return ()
+        content = arrival.content
+        if isinstance(content, Spooled):
+            content_or_path = self._threads.store.read_spooled(content)
+            return await self._verifier.verify(
+                peer=arrival.peer, envelope=arrival.envelope, content=content_or_path
+            )
+        return await self._verifier.verify(peer=arrival.peer, envelope=arrival.envelope, content=content)
+
+    async def _group(self, arrival: Arrival) -> list[_Group]:
+        groups: dict[str, _Group] = {}
+        for recipient in arrival.envelope.recipients:
+            if arrival.source in QUEUED:
+                # One road for all mail that is sent: the queue, whose local lane comes back here.
+                group = _of(groups, arrival.organization_id or _sender_organization(arrival))
+                group.remote.append((recipient, domain_of(recipient.address)))
+                continue
+            resolution = await self._routing.resolve(recipient.address)
+            _sort(groups, recipient, resolution)
+        return list(groups.values())
+
+    def _decide(
+        self, arrival: Arrival, group: _Group, letter: evidence.Letter, verdicts: tuple[Verdict, ...]
+    ) -> Judgement:
+        facts = evidence.of_message(
+            arrival.peer,
+            arrival.identity,
+            arrival.envelope,
+            source=arrival.source,
+            letter=letter,
+            verdicts=verdicts,
+            organization_id=group.organization_id,
+        )
+        decision = Decision()
+        for stage in STAGES_OF[arrival.source]:
+            if self._rulebook.asks(stage):
+                decision = merge(decision, self._rulebook.decide(stage, facts))
+                refuse(decision)
+        return Judgement(letter, verdicts, facts, decision)
+
+    def _place(
+        self, arrival: Arrival, judgement: Judgement, recipient: Recipient, local: Local
+    ) -> LocalTarget:
+        """Return the place of one local recipient, by the rules that are asked for each."""
+        decision = judgement.decision
+        if self._rulebook.asks("deliver"):
+            facts = evidence.of_placement(judgement.facts, recipient.address, local.mailbox.id)
+            decision = merge(decision, self._rulebook.decide("deliver", facts))
+        prefix = trace.return_path(arrival.envelope.reverse_path) + trace.delivered_to(recipient.address)
+        return LocalTarget(
+            mailbox_id=local.mailbox.id,
+            recipient=recipient.address,
+            folder="Junk" if decision.action is Action.QUARANTINE else "INBOX",
+            prefix=prefix,
+            keywords=decision.tags,
+        )
+
+    async def _record(self, arrival: Arrival, group: _Group, judgement: Judgement) -> Accepted:
+        now = self._clock.now()
+        message_id = arrival.message_id or ids.new("msg")
+        decision = judgement.decision
+        if decision.redirect is not None:
+            await self._redirect(group, decision.redirect)
+        signature = await self._sign(arrival, group, judgement.letter, now)
+        local = [self._place(arrival, judgement, *pair) for pair in group.local]
+        if arrival.keep is not None:
+            local.append(arrival.keep)
+        return Accepted(
+            message_id=message_id,
+            organization_id=group.organization_id,
+            accepted_at=now,
+            source=arrival.source,
+            peer=arrival.peer,
+            envelope=arrival.envelope,
+            decision=decision,
+            verdicts=judgement.verdicts,
+            trace=signature + self._trace(arrival, judgement, message_id=message_id, now=now),
+            local=tuple(local),
+            remote=tuple(self._remote_target(arrival, now, *pair) for pair in group.remote),
+            content=arrival.content,
+            events=(
+                *arrival.events,
+                _accepted_event(
+                    arrival, group, judgement, message_id=message_id, now=now, is_signed=bool(signature)
+                ),
+            ),
+            idempotency_key=arrival.idempotency_key,
+        )
+
+    async def _redirect(self, group: _Group, address: str) -> None:
+        """Replace a group's recipients by the address that policy names."""
+        recipient = Recipient(address=address)
+        group.local.clear()
+        group.remote.clear()
+        scratch: dict[str, _Group] = {group.organization_id: group}
+        resolution = await self._routing.resolve(address)
+        if isinstance(resolution, Local) and resolution.mailbox.organization_id == group.organization_id:
+            _sort(scratch, recipient, resolution)
+        elif isinstance(resolution, Remote):
+            group.remote.append((recipient, resolution.domain))
+        else:
+            raise Refusal(451, "4.3.5", "Mail cannot be delivered for now", f"redirect target {address}")
+
+    async def _sign(self, arrival: Arrival, group: _Group, letter: evidence.Letter, now: int) -> bytes:
+        """Return the DKIM-Signature fields over a sent message, b'' where its domain has no key."""
+        if arrival.source not in SIGNED or not letter.from_addresses:
+            return b""
+        return await self._signer.sign(
+            domain=domain_of(letter.from_addresses[0]),
+            organization_id=group.organization_id,
+            added=b"",
+            content=arrival.content,
+            at=now,
+        )
+
+    def _trace(self, arrival: Arrival, judgement: Judgement, *, message_id: str, now: int) -> bytes:
+        parts: list[bytes] = []
+        if arrival.source in FROM_OUTSIDE and self._verifier is not None:
+            parts.append(self._verifier.results_field(judgement.verdicts))
+        parts.extend(header.fold(name, header.encode(value)) for name, value in judgement.decision.headers)
+        if arrival.source is not Source.NOTICE:
+            parts.append(self._received(arrival, message_id, now))
+        return b"".join(parts)
+
+    def _received(self, arrival: Arrival, message_id: str, now: int) -> bytes:
+        recipients = arrival.envelope.recipients
+        return trace.received(
+            arrival.peer,
+            host=self._settings.hostname,
+            protocol=_with_keyword(arrival),
+            id=message_id,
+            # RFC 5321 7.2: more than one recipient in the trace would tell them of each other.
+            recipient=recipients[0].address if len(recipients) == 1 else None,
+            at=now,
+        )
+
+    def _remote_target(self, arrival: Arrival, now: int, recipient: Recipient, domain: str) -> RemoteTarget:
+        by_api = arrival.source is Source.API
+        seconds = self._settings.expiry_api_seconds if by_api else self._settings.expiry_submission_seconds
+        return RemoteTarget(
+            delivery_id=ids.new("dlv"),
+            recipient=recipient,
+            domain=domain,
+            next_attempt_at=now,
+            expires_at=now + seconds * SECOND,
+        )
+
+    def _appended(self, arrival: Arrival, target: LocalTarget) -> Accepted:
+        assert arrival.organization_id is not None, "APPEND names its organization"
+        return Accepted(
+            message_id=arrival.message_id or ids.new("msg"),
+            organization_id=arrival.organization_id,
+            accepted_at=self._clock.now(),
+            source=arrival.source,
+            peer=arrival.peer,
+            envelope=arrival.envelope,
+            decision=Decision(),
+            verdicts=(),
+            trace=b"",
+            local=(target,),
+            remote=(),
+            content=arrival.content,
+            events=arrival.events,
+        )
+
+    async def _commit(self, records: Sequence[Accepted], *, wait_applied: bool) -> Receipt:
+        """Commit all of a message's records in one batch; all of them stand before the 250."""
+        message_ids = tuple(record.message_id for record in records)
+        try:
+            if not wait_applied:
+                if len(records) == 1:
+                    await self._threads.accept(records[0])
+                else:
+                    await asyncio.gather(*(self._threads.accept(record) for record in records))
+                return Receipt(message_ids)
+            placed = await asyncio.gather(*(self._threads.accept_applied(record) for record in records))
+        except Full as error:
+            raise _no_room() from error
+        except Conflict:
+            # The message id was given and is there already: its first arrival stands.
+            return Receipt(message_ids)
+        return Receipt(message_ids, tuple(place for places in placed for place in places))
+
+
+def _no_room() -> Refusal:
+    return Refusal(452, "4.3.1", "Insufficient system storage, try again later")
+
+
+def _of(groups: dict[str, _Group], organization_id: str) -> _Group:
+    return groups.setdefault(organization_id, _Group(organization_id))
+
+
+def _sender_organization(arrival: Arrival) -> str:
+    assert arrival.identity is not None, "queued mail names its organization"
+    return arrival.identity.organization_id
+
+
+def _sort(groups: dict[str, _Group], recipient: Recipient, resolution: Resolution) -> None:
+    if isinstance(resolution, Local):
+        _of(groups, resolution.mailbox.organization_id).local.append((recipient, resolution))
+    elif isinstance(resolution, Forward):
+        # RFC 5321 3.9.1: an alias keeps the reverse-path.
+        onward = replace(recipient, address=resolution.target)
+        _of(groups, resolution.organization_id).remote.append((onward, domain_of(resolution.target)))
+    elif isinstance(resolution, Drop):
+        _of(groups, resolution.organization_id).dropped.append(recipient)
+    elif isinstance(resolution, Refuse):
+        # Closed between RCPT and the end of data: the sender learns it now.
+        raise resolution.refusal()
+    else:
+        raise Refusal(550, "5.7.1", "Relaying denied")
+
+
+def _with_keyword(arrival: Arrival) -> str:
+    if arrival.source is Source.API:
+        return "HTTP"
+    if arrival.source is Source.LOCAL:
+        return "local"
+    return trace.transmission(
+        arrival.peer, smtputf8=arrival.envelope.smtputf8, lmtp=arrival.source is Source.LMTP
+    )
+
+
+async def _at_once(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call what is too quick for a thread, in the form of Threads.run."""
+    return function(*args, **kwargs)
+
+
+def _accepted_event(
+    arrival: Arrival, group: _Group, judgement: Judgement, *, message_id: str, now: int, is_signed: bool
+) -> Event:
+    data: dict[str, object] = {
+        "source": arrival.source.value,
+        "from": arrival.envelope.reverse_path or "",
+        "recipients": len(group.local) + len(group.remote) + len(group.dropped),
+        "octets": judgement.letter.octets,
+        "action": judgement.decision.action.value,
+    }
+    if arrival.peer.address:
+        data |= {
+            "peer": arrival.peer.address,
+            "helo": arrival.peer.helo,
+            "tls": arrival.peer.tls_version or "",
+        }
+    if is_signed:
+        data["signed"] = domain_of(judgement.letter.from_addresses[0])
+    if judgement.verdicts:
+        data["verdicts"] = {f"{v.method} {v.domain}".strip(): v.result for v in judgement.verdicts}
+    matched = [step.rule for step in judgement.decision.trace if step.matched]
+    if matched:
+        data["rules"] = matched
+    if group.dropped:
+        data["dropped"] = [recipient.address for recipient in group.dropped]
+    return Event(
+        id=ids.new("evt"),
+        kind="message.accepted",
+        at=now,
+        organization_id=group.organization_id,
+        message_id=message_id,
+        data=data,
+    )

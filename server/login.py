@@ -1,0 +1,226 @@
+"""Who is this: app passwords and API keys, checked in equal time for unknown names.
+
+Owns password hashing (argon2id, RFC 9106), SCRAM verifiers (RFC 5802, 7677), key
+secrets, a short keyed cache of successes and the throttle of failures. Never
+logs a name with a secret, never says which of name and password was wrong.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import argon2
+import structlog
+
+from server.mail.address import AddressSyntax, normalise
+from server.refusal import Refusal
+from storage import accounts
+from storage.records import ApiKey, Credential, Mailbox
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from server.clock import Clock
+    from server.threads import Threads
+    from storage.db import Notice
+
+KEY_MARK = "mak_"
+SCRAM_ITERATIONS = 4096  # RFC 7677 4; the passwords have 128 bits and more of their own
+CACHE_SECONDS = 60
+CACHE_LIMIT = 10_000
+FAILURES_ALLOWED = 20
+FAILURE_WINDOW_SECONDS = 300
+FAILURE_PEERS_LIMIT = 50_000
+PROTOCOL_SCOPE = {"smtp": "message:send", "imap": "message:read"}
+
+log = structlog.get_logger("login")
+
+# Memory 19 MiB, 2 passes, 1 lane: OWASP's and RFC 9106's small profile; passwords are random already.
+_hasher = argon2.PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """An authenticated client. kind: 'password' or 'key'; mailbox_id None for an organization's key."""
+
+    organization_id: str
+    mailbox_id: str | None
+    address: str
+    kind: str
+    id: str
+    scopes: frozenset[str] = frozenset()
+
+
+def hash_password(password: str) -> str:
+    """Return the argon2id hash in PHC form."""
+    return _hasher.hash(password)
+
+
+def scram_verifier(password: str, *, salt: bytes | None = None) -> str:
+    """Return 'iterations$salt$StoredKey$ServerKey' for SCRAM-SHA-256 (RFC 5802 3), base64 parts."""
+    salt = salt or secrets.token_bytes(16)
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, SCRAM_ITERATIONS)
+    client_key = hmac.digest(salted, b"Client Key", "sha256")
+    stored_key = hashlib.sha256(client_key).digest()
+    server_key = hmac.digest(salted, b"Server Key", "sha256")
+    parts = (base64.b64encode(part).decode() for part in (salt, stored_key, server_key))
+    return "$".join([str(SCRAM_ITERATIONS), *parts])
+
+
+def new_password() -> str:
+    """Return an app password of 130 bits in groups that can be typed."""
+    letters = base64.b32encode(secrets.token_bytes(17)).decode().rstrip("=").lower()[:26]
+    return "-".join(letters[start : start + 5] for start in range(0, 26, 5))
+
+
+def new_key() -> tuple[str, str, bytes]:
+    """Return (secret, prefix that identifies it, SHA-256 of the secret) of a new API key."""
+    secret = KEY_MARK + secrets.token_urlsafe(32)
+    return secret, secret[:12], hashlib.sha256(secret.encode()).digest()
+
+
+class Login:
+    """Checks secrets for every protocol; one per process."""
+
+    def __init__(self, threads: Threads, clock: Clock) -> None:
+        self._threads = threads
+        self._clock = clock
+        self._secret = secrets.token_bytes(32)
+        self._known: dict[bytes, tuple[float, Identity]] = {}
+        self._failures: dict[str, list[float]] = {}
+        self._dummy_hash = ""
+        threads.hub.subscribe("accounts", None, self._forget)
+
+    def _forget(self, _notice: Notice) -> None:
+        self._known.clear()
+
+    async def check(self, *, protocol: str, user: str, password: str, peer: str) -> Identity:
+        """Return who logs in with an inbox address and an app password or a key.
+
+        protocol: 'smtp' or 'imap'. peer: IP address, which failures are counted by.
+        Raises Refusal 535 5.7.8 for wrong credentials, 454 4.7.0 for a throttled peer.
+        """
+        self._throttle(peer)
+        mark = self._mark(protocol, user, password)
+        identity = self._remembered(mark)
+        if identity is None:
+            identity = await self._examine(protocol, user, password)
+            if identity is None:
+                self._failed(peer)
+                raise Refusal(535, "5.7.8", "Authentication credentials invalid", f"{protocol} login")
+            self._remember(mark, identity)
+        return identity
+
+    async def bearer(self, token: str, *, peer: str) -> Identity:
+        """Return the identity of an API key; raises as `check` does."""
+        self._throttle(peer)
+        mark = self._mark("bearer", "", token)
+        identity = self._remembered(mark)
+        if identity is None:
+            key = await self._find_key(token)
+            if key is None:
+                self._failed(peer)
+                raise Refusal(535, "5.7.8", "The key is unknown, expired or revoked")
+            identity = _of_key(key)
+            self._remember(mark, identity, expires_at=key.expires_at)
+        return identity
+
+    async def _examine(self, protocol: str, user: str, password: str) -> Identity | None:
+        try:
+            address = normalise(user)
+        except (AddressSyntax, ValueError):
+            address = ""
+        if password.startswith(KEY_MARK):
+            return await self._by_key(protocol, address, password)
+        mailbox, credentials = await self._threads.read(lambda c: _credentials(c, address))
+        hashes = [row.password_hash for row in credentials] or [await self._decoy()]
+        position = await self._threads.compute(_first_match, hashes, password)
+        if position is None or mailbox is None or not credentials:
+            return None
+        used = credentials[position]
+        return Identity(mailbox.organization_id, mailbox.id, mailbox.address, "password", used.id)
+
+    async def _by_key(self, protocol: str, address: str, secret: str) -> Identity | None:
+        key = await self._find_key(secret)
+        if key is None or PROTOCOL_SCOPE[protocol] not in key.scopes:
+            return None
+        mailbox = await self._threads.read(lambda c: accounts.find_mailbox(c, address=address))
+        if mailbox is None or mailbox.organization_id != key.organization_id or mailbox.state != "active":
+            return None
+        if key.mailbox_id not in (None, mailbox.id):
+            return None
+        return Identity(mailbox.organization_id, mailbox.id, mailbox.address, "key", key.id, key.scopes)
+
+    async def _find_key(self, secret: str) -> ApiKey | None:
+        digest = hashlib.sha256(secret.encode(errors="replace")).digest()
+        key = await self._threads.read(lambda c: accounts.find_api_key(c, key_hash=digest))
+        now = self._clock.now()
+        if key is None or key.revoked_at is not None:
+            return None
+        return key if key.expires_at is None or key.expires_at > now else None
+
+    async def _decoy(self) -> str:
+        if not self._dummy_hash:
+            self._dummy_hash = await self._threads.compute(hash_password, secrets.token_urlsafe(16))
+        return self._dummy_hash
+
+    def _mark(self, *parts: str) -> bytes:
+        text = "\0".join(parts).encode(errors="surrogateescape")
+        return hmac.digest(self._secret, text, "sha256")
+
+    def _remembered(self, mark: bytes) -> Identity | None:
+        until, identity = self._known.get(mark, (0.0, None))
+        return identity if until > self._clock.monotonic() else None
+
+    def _remember(self, mark: bytes, identity: Identity, *, expires_at: int | None = None) -> None:
+        if len(self._known) >= CACHE_LIMIT:
+            self._known.clear()
+        seconds = float(CACHE_SECONDS)
+        if expires_at is not None:
+            seconds = min(seconds, (expires_at - self._clock.now()) / 1_000_000)
+        self._known[mark] = (self._clock.monotonic() + seconds, identity)
+
+    def _throttle(self, peer: str) -> None:
+        failures = self._failures.get(peer)
+        if not failures:
+            return
+        horizon = self._clock.monotonic() - FAILURE_WINDOW_SECONDS
+        recent = [moment for moment in failures if moment > horizon]
+        if recent:
+            self._failures[peer] = recent
+        else:
+            del self._failures[peer]
+        if len(recent) >= FAILURES_ALLOWED:
+            raise Refusal(454, "4.7.0", "Too many failed logins, try again later", f"peer {peer}")
+
+    def _failed(self, peer: str) -> None:
+        if len(self._failures) >= FAILURE_PEERS_LIMIT:
+            self._failures.clear()
+        self._failures.setdefault(peer, []).append(self._clock.monotonic())
+        log.info("login failed", peer=peer)
+
+
+def _of_key(key: ApiKey) -> Identity:
+    return Identity(key.organization_id, key.mailbox_id, "", "key", key.id, key.scopes)
+
+
+def _credentials(connection: Connection, address: str) -> tuple[Mailbox | None, list[Credential]]:
+    mailbox = accounts.find_mailbox(connection, address=address) if address else None
+    if mailbox is None or mailbox.state != "active":
+        return None, []
+    return mailbox, accounts.credentials(connection, mailbox_id=mailbox.id)
+
+
+def _first_match(hashes: list[str], password: str) -> int | None:
+    for position, encoded in enumerate(hashes):
+        try:
+            _hasher.verify(encoded, password)
+        except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
+            continue
+        return position
+    return None

@@ -1,0 +1,364 @@
+"""What an operator can ask for, each as one synchronous function over the open store.
+
+Owns the administrative acts that the command line performs, either through the
+control socket of a running daemon or straight on the store when it is down.
+Arguments and results are JSON-able; every change is written to the audit log.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from server.login import hash_password, new_key, new_password, scram_verifier
+from server.mail.address import AddressSyntax, normalise, parse_mailbox
+from server.sender_auth.keys import ALGORITHMS, make_key
+from storage import accounts, audit, events, queue_view, reconcile
+from storage.errors import Conflict, Missing
+from storage.records import Domain, Event, Mailbox, Organization
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from server.clock import Clock
+    from storage.store import Store
+
+SCOPES = frozenset(
+    {
+        "inbox:read",
+        "inbox:write",
+        "message:read",
+        "message:send",
+        "message:delete",
+        "domain:admin",
+        "event:read",
+        "suppression:write",
+        "org:admin",
+        "operator",
+    }
+)
+DEFAULT_SCOPES = ("inbox:read", "message:read", "message:send", "event:read")
+
+
+class OperationFailed(Exception):
+    """The act was not done; the text tells the operator why. code is stable, in snake_case."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What an operation works on. actor: who asks, for the audit log."""
+
+    store: Store
+    clock: Clock
+    hostname: str
+    actor: str = "operator"
+
+
+Operation = Callable[..., dict[str, Any]]
+
+
+def organization_add(context: Context, *, name: str) -> dict[str, Any]:
+    """Create an organization."""
+    now = context.clock.now()
+
+    def unit(connection: Connection) -> Organization:
+        made = accounts.add_organization(connection, name=name, at=now)
+        _audit(connection, context, owner=made.id, action="organization.add", thing=made.id, name=name)
+        return made
+
+    made = context.store.database.write(unit)
+    return {"id": made.id, "name": made.name}
+
+
+def domain_add(context: Context, *, name: str, organization: str = "") -> dict[str, Any]:
+    """Create a domain with an RSA-2048 and an Ed25519 key; returns the DNS records to publish.
+
+    organization: name or id; empty takes the only one, or makes one called as the domain.
+    """
+    now = context.clock.now()
+    domain = _domain_name(name)
+    selector_base = context.clock.now() // 1_000_000
+    keys = [(algorithm, *make_key(algorithm)) for algorithm in ALGORITHMS]
+
+    def unit(connection: Connection) -> Domain:
+        owner = _organization(connection, organization, now, fallback=domain)
+        made = accounts.add_domain(connection, organization_id=owner.id, name=domain, at=now)
+        for algorithm, pem, record in keys:
+            accounts.add_dkim_key(
+                connection,
+                organization_id=owner.id,
+                domain=domain,
+                selector=f"{algorithm.split('-')[0]}{selector_base}",
+                algorithm=algorithm,
+                private_pem=pem,
+                public_record=record,
+                at=now,
+            )
+        _audit(connection, context, owner=owner.id, action="domain.add", thing=made.id, name=domain)
+        return made
+
+    made = context.store.database.write(unit)
+    records = domain_dns(context, name=domain)["records"]
+    return {"id": made.id, "name": made.name, "organization": made.organization_id, "records": records}
+
+
+def domain_dns(context: Context, *, name: str) -> dict[str, Any]:
+    """Return the DNS records that a domain's owner publishes: type, name, value, why."""
+    domain = _domain_name(name)
+    found, keys = context.store.database.read(
+        lambda c: (accounts.find_domain(c, name=domain), accounts.dkim_keys(c, domain=domain))
+    )
+    if found is None:
+        raise OperationFailed("no_such_domain", f"{domain} is no domain of this appliance")
+    records = [
+        _record("MX", domain, f"10 {context.hostname}.", "mail for the domain comes here"),
+        _record(
+            "TXT", domain, "v=spf1 mx -all", "this server, and no other, sends for the domain (RFC 7208)"
+        ),
+    ]
+    records.extend(
+        _record(
+            "TXT",
+            f"{key.selector}._domainkey.{domain}",
+            key.public_record,
+            f"the public key of {key.algorithm} signatures (RFC 6376)",
+        )
+        for key in keys
+    )
+    records.append(
+        _record(
+            "TXT",
+            f"_dmarc.{domain}",
+            f"v=DMARC1; p=quarantine; rua=mailto:postmaster@{domain}",
+            "what receivers do with mail that proves neither (RFC 9989)",
+        )
+    )
+    return {"domain": domain, "records": records}
+
+
+def inbox_add(
+    context: Context,
+    *,
+    address: str,
+    display_name: str = "",
+    quota_octets: int = 0,
+) -> dict[str, Any]:
+    """Create an inbox on a domain of the appliance with an app password, which is shown this once."""
+    now = context.clock.now()
+    mailbox = _address(address)
+    password = new_password()
+    encoded, verifier = hash_password(password), scram_verifier(password)
+
+    def unit(connection: Connection) -> Mailbox:
+        domain = accounts.find_domain(connection, name=mailbox.rpartition("@")[2])
+        if domain is None:
+            raise OperationFailed("no_such_domain", f"{mailbox}: its domain is not on this appliance")
+        made = accounts.add_mailbox(
+            connection,
+            organization_id=domain.organization_id,
+            address=mailbox,
+            display_name=display_name,
+            quota_octets=quota_octets,
+            at=now,
+        )
+        accounts.add_credential(
+            connection,
+            organization_id=made.organization_id,
+            mailbox_id=made.id,
+            name="first",
+            password_hash=encoded,
+            scram_verifier=verifier,
+            at=now,
+        )
+        _audit(
+            connection,
+            context,
+            owner=made.organization_id,
+            action="inbox.add",
+            thing=made.id,
+            address=mailbox,
+        )
+        return made
+
+    made = context.store.database.write(unit)
+    return {
+        "id": made.id,
+        "address": made.address,
+        "organization": made.organization_id,
+        "password": password,
+    }
+
+
+def key_add(
+    context: Context,
+    *,
+    inbox: str = "",
+    organization: str = "",
+    name: str = "key",
+    scopes: list[str] | None = None,
+) -> dict[str, Any]:
+    """Create an API key for one inbox or a whole organization; its secret is shown this once."""
+    wanted = frozenset(scopes or DEFAULT_SCOPES)
+    if wanted - SCOPES:
+        unknown = ", ".join(sorted(wanted - SCOPES))
+        raise OperationFailed("no_such_scope", f"{unknown}: a scope is one of {', '.join(sorted(SCOPES))}")
+    now = context.clock.now()
+    secret, prefix, digest = new_key()
+
+    def unit(connection: Connection) -> dict[str, Any]:
+        mailbox = _inbox(connection, inbox) if inbox else None
+        owner = mailbox.organization_id if mailbox else _organization(connection, organization, now).id
+        made = accounts.add_api_key(
+            connection,
+            organization_id=owner,
+            mailbox_id=mailbox.id if mailbox else None,
+            name=name,
+            prefix=prefix,
+            key_hash=digest,
+            scopes=wanted,
+            expires_at=None,
+            at=now,
+        )
+        _audit(connection, context, owner=owner, action="key.add", thing=made.id, scopes=sorted(wanted))
+        return {"id": made.id, "organization": owner, "inbox": mailbox.id if mailbox else None}
+
+    made = context.store.database.write(unit)
+    return {**made, "scopes": sorted(wanted), "key": secret}
+
+
+def queue_list(context: Context, *, limit: int = 50, state: str = "", domain: str = "") -> dict[str, Any]:
+    """Return deliveries that are not final, or those of one state, oldest first."""
+    rows = context.store.database.read(
+        lambda c: queue_view.inspect(c, states=[state] if state else None, domain=domain or None, limit=limit)
+    )
+    counts = context.store.database.read(queue_view.counts)
+    return {"counts": counts, "deliveries": rows}
+
+
+def explain(context: Context, *, id: str) -> dict[str, Any]:
+    """Return all that happened to a message, or to the message of a delivery."""
+
+    def unit(connection: Connection) -> dict[str, Any]:
+        message = events.message_facts(connection, message_or_delivery_id=id)
+        if message is None:
+            raise OperationFailed("no_such_message", f"{id}: no message or delivery has this id")
+        organization_id = str(message["organization_id"])
+        steps = events.timeline(connection, organization_id=organization_id, message_id=str(message["id"]))
+        deliveries = queue_view.of_message(
+            connection, organization_id=organization_id, message_id=str(message["id"])
+        )
+        return {"message": message, "timeline": [_step(event) for event in steps], "deliveries": deliveries}
+
+    found: dict[str, Any] = context.store.database.read(unit)
+    return found
+
+
+def reconcile_now(context: Context) -> dict[str, Any]:
+    """Heal differences between files and database; returns what was found and done."""
+    report = reconcile.reconcile(context.store, at=context.clock.now())
+    return reconcile.as_dict(report)
+
+
+def status(context: Context) -> dict[str, Any]:
+    """Return counts that show whether the appliance lives and works."""
+    counts = context.store.database.read(queue_view.counts)
+    return {"queue": counts, "journal_backlog_octets": context.store.backlog_octets}
+
+
+OPERATIONS: Mapping[str, Operation] = {
+    "organization-add": organization_add,
+    "domain-add": domain_add,
+    "domain-dns": domain_dns,
+    "inbox-add": inbox_add,
+    "key-add": key_add,
+    "queue-list": queue_list,
+    "explain": explain,
+    "reconcile": reconcile_now,
+    "status": status,
+}
+
+
+def perform(context: Context, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Run an operation by name; raises OperationFailed for whatever the asker can mend."""
+    operation = OPERATIONS.get(name)
+    if operation is None:
+        raise OperationFailed("no_such_operation", f"{name}: there is no such operation")
+    try:
+        return operation(context, **arguments)
+    except Conflict as error:
+        raise OperationFailed("exists_already", str(error)) from error
+    except Missing as error:
+        raise OperationFailed("not_found", str(error)) from error
+    except TypeError as error:
+        raise OperationFailed("bad_arguments", f"{name}: {error}") from error
+
+
+def _step(event: Event) -> dict[str, Any]:
+    return {
+        "at": event.at,
+        "kind": event.kind,
+        "delivery": event.delivery_id,
+        "inbox": event.mailbox_id,
+        "data": dict(event.data),
+    }
+
+
+def _record(kind: str, name: str, value: str, why: str) -> dict[str, str]:
+    return {"type": kind, "name": name, "value": value, "why": why}
+
+
+def _domain_name(text: str) -> str:
+    try:
+        return normalise(f"postmaster@{text}").rpartition("@")[2]
+    except (AddressSyntax, ValueError):
+        raise OperationFailed("bad_domain", f"{text!r} is no domain name") from None
+
+
+def _address(text: str) -> str:
+    try:
+        return parse_mailbox(text, smtputf8=True).normal
+    except (AddressSyntax, ValueError) as error:
+        raise OperationFailed("bad_address", f"{text!r} is no address: {error}") from None
+
+
+def _organization(
+    connection: Connection, wanted: str, now: int, *, fallback: str | None = None
+) -> Organization:
+    known = accounts.organizations(connection, limit=1000)
+    if wanted:
+        for organization in known:
+            if wanted in (organization.id, organization.name):
+                return organization
+        raise OperationFailed("no_such_organization", f"{wanted}: there is no such organization")
+    if len(known) == 1:
+        return known[0]
+    if not known and fallback is not None:
+        return accounts.add_organization(connection, name=fallback, at=now)
+    raise OperationFailed("organization_needed", "name the organization: there is none or more than one")
+
+
+def _inbox(connection: Connection, address: str) -> Mailbox:
+    found = accounts.find_mailbox(connection, address=_address(address))
+    if found is None:
+        raise OperationFailed("no_such_inbox", f"{address}: there is no such inbox")
+    return found
+
+
+def _audit(
+    connection: Connection, context: Context, *, owner: str, action: str, thing: str, **detail: object
+) -> None:
+    audit.append(
+        connection,
+        organization_id=owner,
+        actor=context.actor,
+        action=action,
+        object=thing,
+        detail=json.dumps(detail, sort_keys=True),
+        at=context.clock.now(),
+    )

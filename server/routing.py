@@ -1,0 +1,171 @@
+"""Recipient to destination: local inbox, forward, drop, remote, or a refusal.
+
+Owns the order of address rules and a bounded cache of their answers, dropped
+whole when any account changes. Decides nothing about policy or quota.
+RFC 5321 3.6 (domains), 4.5.1 (postmaster), RFC 5233 (subaddress with '+').
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from server.mail.address import normalise
+from server.refusal import Refusal
+from storage import accounts
+from storage.records import Mailbox, Route
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from server.threads import Threads
+    from storage.db import Notice
+
+CACHE_LIMIT = 100_000
+ROLE_LOCAL_PARTS = frozenset({"postmaster", "abuse"})  # RFC 5321 4.5.1, RFC 2142 4
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """An inbox of this appliance; address is the recipient in normal form."""
+
+    mailbox: Mailbox
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A domain that is not ours."""
+
+    domain: str
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A route that sends mail on to another address."""
+
+    organization_id: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A route that accepts and keeps nothing; the timeline shows it."""
+
+    organization_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """No mail is taken for this address."""
+
+    code: int
+    enhanced: str
+    text: str
+
+    def refusal(self) -> Refusal:
+        """Return the refusal to raise."""
+        return Refusal(self.code, self.enhanced, self.text)
+
+
+Resolution = Local | Remote | Forward | Drop | Refuse
+
+NO_SUCH_USER = Refuse(550, "5.1.1", "No such mailbox here")
+
+
+class Routing:
+    """Answers where an address leads, from cache or from storage."""
+
+    def __init__(self, threads: Threads, *, postmaster: str = "") -> None:
+        self._threads = threads
+        self._postmaster = normalise(postmaster) if postmaster else ""
+        self._cache: dict[str, Resolution] = {}
+        self._local_domains: dict[str, bool] = {}
+        self._unsubscribe = threads.hub.subscribe("accounts", None, self._forget)
+
+    def _forget(self, _notice: Notice) -> None:
+        self._cache.clear()
+        self._local_domains.clear()
+
+    async def resolve(self, address: str) -> Resolution:
+        """Return where mail for a syntactically valid address goes."""
+        # RFC 5321 4.5.1: 'RCPT TO:<postmaster>' comes without a domain.
+        key = normalise(address) if "@" in address else address.lower()
+        found = self._cache.get(key)
+        if found is None:
+            found = await self._threads.read(lambda connection: self._look_up(connection, key))
+            if len(self._cache) >= CACHE_LIMIT:
+                self._cache.clear()
+            self._cache[key] = found
+        return found
+
+    async def is_local(self, domain: str) -> bool:
+        """Return whether the appliance is the destination of a domain (lower-case A-labels)."""
+        known = self._local_domains.get(domain)
+        if known is None:
+            row = await self._threads.read(lambda connection: accounts.find_domain(connection, name=domain))
+            known = row is not None
+            if len(self._local_domains) >= CACHE_LIMIT:
+                self._local_domains.clear()
+            self._local_domains[domain] = known
+        return known
+
+    def _look_up(self, connection: Connection, address: str) -> Resolution:
+        local, _, domain = address.rpartition("@")
+        if not local:
+            return self._postmaster_mailbox(connection, address, None)
+        owner = accounts.find_domain(connection, name=domain)
+        if owner is None:
+            return Remote(domain)
+        routes = {route.pattern: route for route in accounts.find_routes(connection, domain=domain)}
+        base = local.split("+", 1)[0]
+        for candidate in dict.fromkeys((local, base)):
+            if not candidate:
+                continue
+            route = routes.get(f"{candidate}@{domain}")
+            if route is not None:
+                return self._follow(connection, route, address)
+            mailbox = accounts.find_mailbox(connection, address=f"{candidate}@{domain}")
+            if mailbox is not None:
+                return _open(mailbox, address)
+        if base in ROLE_LOCAL_PARTS:
+            return self._postmaster_mailbox(connection, address, owner.organization_id)
+        catch_all = routes.get(f"*@{domain}")
+        if catch_all is not None:
+            return self._follow(connection, catch_all, address)
+        return NO_SUCH_USER
+
+    def _follow(self, connection: Connection, route: Route, address: str) -> Resolution:
+        if route.kind == "inbox":
+            mailbox = accounts.mailbox(
+                connection, organization_id=route.organization_id, mailbox_id=route.target
+            )
+            return _open(mailbox, address) if mailbox is not None else NO_SUCH_USER
+        if route.kind == "forward":
+            return Forward(route.organization_id, route.target)
+        if route.kind == "drop":
+            return Drop(route.organization_id)
+        return Refuse(550, "5.7.1", route.target or "Mail for this address is refused")
+
+    def _postmaster_mailbox(
+        self, connection: Connection, address: str, organization_id: str | None
+    ) -> Resolution:
+        if self._postmaster:
+            named = accounts.find_mailbox(connection, address=self._postmaster)
+            if named is not None:
+                return Local(named, address)
+        if organization_id is None:
+            first = accounts.organizations(connection, limit=1)
+            if not first:
+                return NO_SUCH_USER
+            organization_id = first[0].id
+        inboxes = accounts.mailboxes(connection, organization_id=organization_id, limit=1)
+        return Local(inboxes[0], address) if inboxes else NO_SUCH_USER
+
+
+def _open(mailbox: Mailbox, address: str) -> Resolution:
+    if mailbox.state == "active":
+        return Local(mailbox, address)
+    if mailbox.state == "suspended":
+        return Refuse(450, "4.2.1", "Mailbox is disabled for now")
+    return Refuse(550, "5.2.1", "Mailbox is closed")

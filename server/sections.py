@@ -1,0 +1,405 @@
+"""Every setting, once: its type, unit, limits, default and documentation.
+
+Owns the sections of conf/mailagents.toml. Refuses a value by itself alone: checks
+that need more than one setting are in config, reading and rendering in
+settings_file and settings_text. Secrets are never values here; a `_file` setting
+names a file, or `credential:NAME` for a systemd credential.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from server.listen import parse_listen
+from server.next_hop import parse_next_hop
+from server.settings_text import setting
+
+MEBI = 1 << 20
+HOUR = 3600
+DAY = 24 * HOUR
+
+
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute():
+        raise ValueError("the path must be absolute")
+    return path
+
+
+def _reference(text: str) -> str:
+    if text and not re.fullmatch(r"/[^\x00-\x1f]*|credential:[A-Za-z0-9_.@-]{1,255}", text):
+        raise ValueError("a file is named by its absolute path or as credential:NAME")
+    return text
+
+
+def _listen(text: str) -> str:
+    parse_listen(text)
+    return text
+
+
+def _next_hop(text: str) -> str:
+    parse_next_hop(text)
+    return text
+
+
+def _server_address(text: str) -> str:
+    parse_listen(f"tcp:{text}" if re.search(r"\]:\d+$|^[^:]+:\d+$", text) else f"tcp:[{text}]:53")
+    return text
+
+
+PATH = "an absolute path"
+FILE = "an absolute path, or credential:NAME for a systemd credential"
+LISTENERS = "a list of tcp:HOST:PORT, systemd:NAME or unix:PATH, each with an optional ,proxy"
+ANY_LISTENERS = LISTENERS.replace("tcp:HOST:PORT,", "tcp:HOST:PORT, tls:HOST:PORT,")
+TLS_LISTENERS = "a list of tls:HOST:PORT, systemd:NAME or unix:PATH, each with an optional ,proxy"
+NEXT_HOP = "mx, smtp:HOST:PORT, lmtp:HOST:PORT, capture or refuse"
+
+Directory = Annotated[Path, Field(strict=False), AfterValidator(_absolute)]
+SecretFile = Annotated[str, AfterValidator(_reference)]
+Listener = Annotated[str, AfterValidator(_listen)]
+Listeners = Annotated[tuple[Listener, ...], Field(strict=False, max_length=32)]
+Role = Literal["smtp", "imap", "http", "delivery"]
+
+
+class Section(BaseModel):
+    """One table of the configuration file: no unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+
+
+class Server(Section):
+    """The machine, its roles and its logs."""
+
+    hostname: str = setting(
+        "localhost",
+        "Name of this server: its banner, EHLO, Received and Authentication-Results fields and Message-IDs. "
+        "It must be in the DNS with the server's address, and the address must name it in return.",
+        allowed="a fully qualified domain name; with development, a single label as well",
+        example="mail.example.com",
+    )
+    postmaster: str = setting(
+        "",
+        "Inbox that gets mail for postmaster and abuse of every domain that has no inbox or route of that "
+        "name (RFC 5321 4.5.1). Empty is the oldest inbox of the domain's organization.",
+        allowed="empty, or the address of an inbox",
+    )
+    development: bool = setting(
+        False,
+        "Permit what suits one machine alone: a hostname without a domain, and a certificate that the server "
+        "signs for itself when tls.certificate_file is empty.",
+    )
+    data_directory: Directory = setting(
+        Path("/var/lib/mailagents"),
+        "Where the journal, the spool, the mail and the SQLite database lie: one file system, with barriers.",
+        allowed=PATH,
+    )
+    roles: Annotated[tuple[Role, ...], Field(strict=False, min_length=1)] = setting(
+        ("smtp", "imap", "http", "delivery"),
+        "What this process does. On SQLite one process owns the store; several need PostgreSQL.",
+        allowed="a list of smtp, imap, http, delivery",
+    )
+    drain_seconds: int = setting(
+        30,
+        "How long a stopping server finishes what it has begun before it cuts connections.",
+        at_least=0,
+        at_most=HOUR,
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = setting(
+        "info", "The least severe line that is logged."
+    )
+    log_format: Literal["text", "json"] = setting("text", "Log lines for people or for programs, on stderr.")
+    log_addresses: bool = setting(
+        False, "Let mail addresses stand in the log. Without it lines carry ids alone."
+    )
+
+
+class Store(Section):
+    """The journal, the database and the disk."""
+
+    database_url: str = setting(
+        "",
+        "The database. Empty is SQLite in the data directory. A PostgreSQL address holds no password: "
+        "that comes from database_password_file.",
+        allowed="empty, sqlite:////ABSOLUTE/PATH or postgresql+psycopg://USER@HOST/NAME",
+        masks="url",
+    )
+    database_password_file: SecretFile = setting(
+        "",
+        "File with the PostgreSQL password, the first line being taken.",
+        allowed="empty, " + FILE,
+        masks="file",
+    )
+    readers: int = setting(4, "Database connections that read.", unit="connections", at_least=1, at_most=64)
+    journal_segment_octets: int = setting(
+        64 * MEBI, "Size at which the journal begins a new segment.", at_least=MEBI, at_most=1024 * MEBI
+    )
+    spool_threshold_octets: int = setting(
+        MEBI // 4,
+        "A message larger than this goes to a spool file of its own instead of into the journal.",
+        at_least=4096,
+        at_most=16 * MEBI,
+    )
+    disk_reserve_octets: int = setting(
+        256 * MEBI,
+        "Free space that is kept: with less, new mail is answered 452 until there is room.",
+        at_least=0,
+        at_most=1 << 40,
+    )
+    checkpoint_seconds: int = setting(
+        30,
+        "How often the applied part of the journal is synced into the store and removed.",
+        at_least=1,
+        at_most=HOUR,
+    )
+
+
+class Tls(Section):
+    """Certificate and key of every listener, read anew on reload."""
+
+    certificate_file: SecretFile = setting(
+        "",
+        "PEM file with the certificate and its chain.",
+        allowed="empty, " + FILE,
+        masks="file",
+        example="credential:certificate.pem",
+    )
+    key_file: SecretFile = setting(
+        "",
+        "PEM file with the private key of the certificate.",
+        allowed="empty, " + FILE,
+        masks="file",
+        example="credential:key.pem",
+    )
+    minimum_version: Literal["1.2", "1.3"] = setting("1.2", "The oldest version of TLS that is spoken.")
+
+
+class Smtp(Section):
+    """Reception from other servers (MX) and submission by users."""
+
+    listen_mx: Listeners = setting(
+        ("tcp:0.0.0.0:25",), "Where other servers deliver. STARTTLS is offered.", allowed=LISTENERS
+    )
+    listen_submission: Listeners = setting(
+        ("tcp:0.0.0.0:587",), "Where users submit after STARTTLS (RFC 6409).", allowed=LISTENERS
+    )
+    listen_submissions: Listeners = setting(
+        ("tls:0.0.0.0:465",),
+        "Where users submit with TLS from the first octet (RFC 8314).",
+        allowed=TLS_LISTENERS,
+    )
+    max_message_octets: int = setting(
+        50 * MEBI, "Largest message, announced by SIZE.", at_least=64 * 1024, at_most=1024 * MEBI
+    )
+    max_recipients: int = setting(
+        1000,
+        "Recipients of one message; RFC 5321 4.5.3.1.8 asks for 100 at least.",
+        unit="recipients",
+        at_least=100,
+        at_most=50_000,
+    )
+    max_connections: int = setting(
+        2000, "Connections at once, over all SMTP listeners.", unit="connections", at_least=1, at_most=100_000
+    )
+    max_connections_per_address: int = setting(
+        100,
+        "Connections at once from one IPv4 address or one IPv6 /64.",
+        unit="connections",
+        at_least=1,
+        at_most=100_000,
+    )
+    command_timeout_seconds: int = setting(
+        300, "Wait for a command; RFC 5321 4.5.3.2.7 asks for 5 minutes.", at_least=1, at_most=HOUR
+    )
+    data_timeout_seconds: int = setting(
+        180,
+        "Wait for the next octets of a message; RFC 5321 4.5.3.2.5 has 3 minutes.",
+        at_least=1,
+        at_most=HOUR,
+    )
+    max_errors: int = setting(
+        20,
+        "Refused commands after which a session is closed with 421.",
+        unit="commands",
+        at_least=1,
+        at_most=10_000,
+    )
+    max_received: int = setting(
+        100,
+        "Received fields at which a message is taken to loop; RFC 5321 6.3 asks for 100 at least.",
+        unit="fields",
+        at_least=10,
+        at_most=1000,
+    )
+
+
+class Imap(Section):
+    """Retrieval over IMAP."""
+
+    listen: Listeners = setting(
+        ("tcp:0.0.0.0:143",), "Where clients connect and use STARTTLS.", allowed=LISTENERS
+    )
+    listen_tls: Listeners = setting(
+        ("tls:0.0.0.0:993",),
+        "Where clients connect with TLS from the first octet (RFC 8314).",
+        allowed=TLS_LISTENERS,
+    )
+    max_connections: int = setting(
+        10_000,
+        "Connections at once, over all IMAP listeners.",
+        unit="connections",
+        at_least=1,
+        at_most=1_000_000,
+    )
+    login_timeout_seconds: int = setting(60, "Wait for a command before the login.", at_least=1, at_most=HOUR)
+    idle_timeout_seconds: int = setting(
+        1800,
+        "Wait for a command after the login; RFC 9051 5.4 asks for 30 minutes.",
+        at_least=60,
+        at_most=DAY,
+    )
+    max_literal_octets: int = setting(
+        50 * MEBI,
+        "Largest message that APPEND takes, announced by APPENDLIMIT.",
+        at_least=64 * 1024,
+        at_most=1024 * MEBI,
+    )
+
+
+class Http(Section):
+    """The API, the console, health and metrics."""
+
+    listen: Listeners = setting(
+        ("tcp:127.0.0.1:8080",),
+        "Where HTTP is spoken. Beyond this machine use tls:, or a proxy that does TLS.",
+        allowed=ANY_LISTENERS,
+    )
+    max_body_octets: int = setting(
+        70 * MEBI,
+        "Largest request body; attachments arrive in base64, a third larger than they are.",
+        at_least=64 * 1024,
+        at_most=1536 * MEBI,
+    )
+    max_connections: int = setting(
+        1000, "Connections at once, over all HTTP listeners.", unit="connections", at_least=1, at_most=100_000
+    )
+
+
+class Dns(Section):
+    """The resolver that is asked."""
+
+    servers: Annotated[
+        tuple[Annotated[str, AfterValidator(_server_address)], ...], Field(strict=False, max_length=16)
+    ] = setting(
+        (),
+        "Recursive resolvers to ask, best one on this machine. Empty takes /etc/resolv.conf.",
+        allowed="a list of IP addresses, each with an optional :PORT",
+    )
+    timeout_seconds: float = setting(5.0, "Wait for one lookup, retries included.", at_least=0.1, at_most=120)
+    cache_entries: int = setting(
+        50_000, "Answers kept in memory.", unit="answers", at_least=100, at_most=10_000_000
+    )
+
+
+class Authentication(Section):
+    """Sender authentication of mail from other servers: SPF, DKIM, DMARC, ARC."""
+
+    enabled: bool = setting(True, "Check SPF, DKIM, DMARC and ARC of mail that comes by listen_mx.")
+    deadline_seconds: float = setting(
+        10.0,
+        "Time for all checks of one message; what is open then counts as temperror.",
+        at_least=0.1,
+        at_most=120,
+    )
+
+
+class Policy(Section):
+    """The rules that judge messages."""
+
+    directory: Directory = setting(
+        Path("/etc/mailagents/policies"),
+        "Directory whose *.toml files hold the rules, read in the order of their names.",
+        allowed=PATH,
+    )
+
+
+class Delivery(Section):
+    """The queue and the delivery to other servers."""
+
+    routes: Annotated[dict[str, Annotated[str, AfterValidator(_next_hop)]], Field(max_length=10_000)] = (
+        setting(
+            {},
+            'Next hop by recipient domain, as a table: "example.net" = "smtp:192.0.2.1:25". '
+            "A name that begins with a dot stands for all domains below it.",
+            allowed="a table of domain = next hop; a next hop is " + NEXT_HOP,
+        )
+    )
+    default_route: Annotated[str, AfterValidator(_next_hop)] = setting(
+        "mx",
+        "Next hop of all other domains. mx asks the DNS (RFC 5321 5.1); capture keeps mail in the outbox "
+        "directory of the data directory instead of sending it; refuse bounces it.",
+        allowed=NEXT_HOP,
+    )
+    concurrency: int = setting(100, "Attempts at once.", unit="attempts", at_least=1, at_most=10_000)
+    per_domain_concurrency: int = setting(
+        10, "Connections at once to one domain.", unit="connections", at_least=1, at_most=1000
+    )
+    messages_per_connection: int = setting(
+        100,
+        "Messages after which a connection is not used again.",
+        unit="messages",
+        at_least=1,
+        at_most=100_000,
+    )
+    connection_idle_seconds: float = setting(
+        5.0, "How long a connection is kept for the next message.", at_least=0, at_most=300
+    )
+    connect_timeout_seconds: float = setting(
+        30.0, "Wait for a TCP connection to one address.", at_least=0.1, at_most=300
+    )
+    command_timeout_seconds: float = setting(
+        300.0,
+        "Wait for the reply to a command; RFC 5321 4.5.3.2 asks for 5 minutes.",
+        at_least=0.1,
+        at_most=HOUR,
+    )
+    data_timeout_seconds: float = setting(
+        600.0,
+        "Wait for the reply after the final dot; RFC 5321 4.5.3.2.6 asks for 10 minutes.",
+        at_least=0.1,
+        at_most=HOUR,
+    )
+    retry_first_seconds: int = setting(
+        60, "Wait before the second attempt; it doubles from there, with jitter.", at_least=1, at_most=DAY
+    )
+    retry_max_seconds: int = setting(4 * HOUR, "Longest wait between attempts.", at_least=1, at_most=7 * DAY)
+    expiry_api_seconds: int = setting(
+        2 * DAY, "How long delivery is tried for messages sent over the API.", at_least=60, at_most=30 * DAY
+    )
+    expiry_submission_seconds: int = setting(
+        5 * DAY,
+        "How long delivery is tried for all other messages; RFC 5321 4.5.4.1 asks for 4 to 5 days.",
+        at_least=60,
+        at_most=30 * DAY,
+    )
+    delay_notice_seconds: int = setting(
+        4 * HOUR,
+        "When the sender is told that a message is still in the queue. 0: never.",
+        at_least=0,
+        at_most=30 * DAY,
+    )
+    allow_private_addresses: bool = setting(
+        False,
+        "Let delivery connect to loopback, link-local and private addresses that the DNS gives. "
+        "Addresses written in routes are always allowed.",
+    )
+
+
+class Control(Section):
+    """The socket by which the command line talks to the running server."""
+
+    socket: Directory = setting(
+        Path("/run/mailagents/control.sock"), "Path of the control socket.", allowed=PATH
+    )

@@ -1,0 +1,49 @@
+"""The author domains of a message: what its From says, as DMARC reads it.
+
+Owns the reading of every From field into domains and the reasons why a message
+has none that counts. Judges nothing and asks nothing. RFC 5322 3.6.2, 6854
+(groups), 9989 5.3.1 and 11.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from server.mail.address import parse_address_list
+from server.mail.header import HeaderField
+from server.sender_auth.names import domain_name
+
+MAX_AUTHORS = 5  # distinct domains of one message that are evaluated
+MAX_FROM_FIELDS = 5  # that are read; more than one is a fault in any case
+
+
+@dataclass(frozen=True, slots=True)
+class Authors:
+    """The distinct domains in order, and why they can't be all that matters; '' where they are."""
+
+    domains: tuple[str, ...]
+    fault: str = ""
+
+
+def read_authors(fields: Sequence[HeaderField]) -> Authors:
+    """Return the author domains of a header's fields, MAX_AUTHORS at most."""
+    found = [field.value for field in fields if field.name.lower() == b"from"]
+    domains: dict[str, None] = {}
+    is_unreadable = False
+    for value in found[:MAX_FROM_FIELDS]:
+        for address in parse_address_list(value):
+            if not address.is_mailbox:
+                continue
+            domain = domain_name((address.domain or b"").decode("utf-8", "replace"))
+            if domain is None or not address.local:
+                is_unreadable = True
+            else:
+                domains[domain] = None
+    if len(found) != 1:
+        fault = "not one From field"
+    elif is_unreadable or not domains:
+        fault = "From without a valid domain"
+    else:
+        fault = "too many author domains" if len(domains) > MAX_AUTHORS else ""
+    return Authors(tuple(domains)[:MAX_AUTHORS], fault)

@@ -1,0 +1,212 @@
+"""Sender authentication of one message: SPF, every DKIM signature, and DMARC.
+
+Owns the order of the checks, what runs beside what, and the one deadline: a
+lookup that is open then counts as a temporary failure, alone, so that a slow
+name of a stranger's choice hides no other result. The mechanisms themselves
+are in the modules beside this one. RFC 7208, 6376, 9989, 8601.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from server.dns import DnsFailure, DnsTemporary, Resolver
+from server.mail import header
+from server.sender_auth import dkim_verify, dmarc, results
+from server.sender_auth.authors import Authors, read_authors
+from server.sender_auth.dkim_tags import Key, Signature, key_of, signatures
+from server.sender_auth.lookups import Lookups, until
+from server.sender_auth.spf_check import check_spf, unchecked
+from storage.records import Envelope, Peer, Verdict
+
+if TYPE_CHECKING:
+    from server.clock import Clock
+    from server.threads import Threads
+
+MAX_HEADER_OCTETS = 1 << 20
+INLINE_OCTETS = 16_384  # up to this, all that is computed here takes less than a millisecond
+INLINE_SIGNATURES = 3
+FIRST_SHARE = 0.8  # of the deadline; what DMARC asks afterwards has the rest
+
+
+@dataclass(frozen=True, slots=True)
+class _Letter:
+    """A message's header as the checks need it."""
+
+    header_octets: int
+    fields: list[header.HeaderField]
+    signatures: tuple[Signature, ...]
+    authors: Authors
+
+
+def _read(head: bytes) -> _Letter:
+    fields = header.fields(head)
+    return _Letter(len(head), fields, signatures(fields), read_authors(fields))
+
+
+def _read_head(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        beginning = file.read(MAX_HEADER_OCTETS)
+    return beginning[: header.split(beginning)]
+
+
+async def _beside(
+    walk: Coroutine[Any, Any, None],
+    spf: Coroutine[Any, Any, Verdict],
+    dkim: Coroutine[Any, Any, tuple[Verdict, ...]],
+) -> tuple[Verdict, tuple[Verdict, ...]]:
+    """Run the three beside each other and return what two of them find; no task outlives this."""
+    tasks = asyncio.ensure_future(walk), asyncio.ensure_future(spf), asyncio.ensure_future(dkim)
+    try:
+        _, verdict, verdicts = await asyncio.gather(*tasks)
+        return verdict, verdicts
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Verifier:
+    """Authenticates the senders of messages from outside."""
+
+    def __init__(
+        self,
+        *,
+        resolver: Resolver,
+        threads: Threads,
+        clock: Clock,
+        hostname: str,
+        deadline_seconds: float,
+    ) -> None:
+        self._resolver = resolver
+        self._threads = threads
+        self._clock = clock
+        self._hostname = hostname
+        self._deadline_seconds = deadline_seconds
+
+    def results_field(self, verdicts: Sequence[Verdict]) -> bytes:
+        """Return the Authentication-Results field that says these verdicts, with CRLF."""
+        return results.field(self._hostname, verdicts)
+
+    async def verify(self, *, peer: Peer, envelope: Envelope, content: bytes | Path) -> tuple[Verdict, ...]:
+        """Return the verdicts: SPF, each DKIM signature the topmost first, DMARC.
+
+        OSError where a file of content can't be read.
+        """
+        now = asyncio.get_running_loop().time()
+        first, last = now + self._deadline_seconds * FIRST_SHARE, now + self._deadline_seconds
+        letter = await self._letter(content)
+        lookups = Lookups(self._resolver)
+        walk = lookups.walk(letter.authors.domains, by=first)
+        spf, dkim = await _beside(
+            walk, self._spf(peer, envelope, by=first), self._dkim(content, letter, by=first)
+        )
+        found = await self._dmarc(letter.authors, lookups, [spf, *dkim], by=last)
+        return spf, *dkim, found
+
+    async def _letter(self, content: bytes | Path) -> _Letter:
+        if isinstance(content, Path):
+            head = await self._threads.run(_read_head, content)
+        else:
+            head = content[: header.split(content)]
+        if len(head) <= INLINE_OCTETS:
+            return _read(head)
+        return await self._threads.compute(_read, head)
+
+    async def _spf(self, peer: Peer, envelope: Envelope, *, by: float) -> Verdict:
+        sender, helo = envelope.reverse_path, peer.helo
+        check = check_spf(
+            self._resolver,
+            self._threads,
+            address=peer.address,
+            sender=sender,
+            helo=helo,
+            receiver=self._hostname,
+        )
+        [verdict] = await until(by, [check])
+        return verdict or unchecked(sender=sender, helo=helo, result="temperror")
+
+    async def _dkim(self, content: bytes | Path, letter: _Letter, *, by: float) -> tuple[Verdict, ...]:
+        found = letter.signatures
+        if not found:
+            return ()
+        names = list({one.key_name for one in found if one.fault is None})
+        answers = await until(by, [self._key(name) for name in names])
+        keys = {name: key for name, key in zip(names, answers, strict=True) if key is not None}
+        now = self._clock.now() // 1_000_000
+        arguments = (content, letter.fields, letter.header_octets, found, keys)
+        if isinstance(content, bytes) and len(content) <= INLINE_OCTETS and len(found) <= INLINE_SIGNATURES:
+            return dkim_verify.verify(*arguments, now=now)
+        return await self._threads.compute(dkim_verify.verify, *arguments, now=now)
+
+    async def _key(self, name: str) -> Key:
+        try:
+            return key_of((await self._resolver.resolve(name, "TXT")).records)
+        except DnsTemporary:
+            return Key(failure="temperror")
+        except DnsFailure:
+            return Key(failure="none")
+
+    async def _dmarc(
+        self, authors: Authors, lookups: Lookups, verdicts: Sequence[Verdict], *, by: float
+    ) -> Verdict:
+        """Return the DMARC verdict on all author domains; see dmarc.combine."""
+        if not authors.domains:
+            return Verdict("dmarc", "permerror", "", authors.fault)
+        identifiers = _Identifiers.of(verdicts)
+        await lookups.complete(authors.domains, identifiers.all, by=by)
+        chosen = dmarc.combine([_evaluate(one, lookups, identifiers) for one in authors.domains])
+        if authors.fault and chosen.result != "fail":
+            chosen = replace(chosen, result="permerror", policy="", reason=authors.fault)
+        properties = {"header.from": chosen.author}
+        if chosen.policy:
+            properties["policy.dmarc"] = chosen.policy
+        return Verdict("dmarc", chosen.result, chosen.record_domain, chosen.reason, properties)
+
+
+@dataclass(frozen=True, slots=True)
+class _Identifiers:
+    """The domains that passed, and those that might have, had a lookup not failed."""
+
+    spf: str | None
+    dkim: tuple[str, ...]
+    open_spf: str | None
+    open_dkim: tuple[str, ...]
+
+    @classmethod
+    def of(cls, verdicts: Sequence[Verdict]) -> _Identifiers:
+        def domains(method: str, result: str) -> tuple[str, ...]:
+            found = [v.domain for v in verdicts if (v.method, v.result) == (method, result) and v.domain]
+            return tuple(dict.fromkeys(found))
+
+        return cls(
+            next(iter(domains("spf", "pass")), None),
+            domains("dkim", "pass"),
+            next(iter(domains("spf", "temperror")), None),
+            domains("dkim", "temperror"),
+        )
+
+    @property
+    def all(self) -> set[str]:
+        """Every domain that may turn out to be aligned."""
+        return {*self.dkim, *self.open_dkim, *filter(None, (self.spf, self.open_spf))}
+
+
+def _evaluate(author: str, lookups: Lookups, identifiers: _Identifiers) -> dmarc.Evaluation:
+    """Return one author domain's evaluation; a fail that a failed lookup may have made is no fail."""
+    records, exists = lookups.records, lookups.exists.get(author)
+    known = dmarc.evaluate(author, records, spf=identifiers.spf, dkim=identifiers.dkim, exists=exists)
+    if known.result != "fail":
+        return known
+    # RFC 9989 5.3.6: where a query did not complete, the message neither passes nor fails.
+    hoped = dmarc.evaluate(
+        author, records, spf=identifiers.open_spf, dkim=identifiers.open_dkim, exists=exists
+    )
+    if hoped.result == "fail":
+        return known
+    reason = f"{hoped.aligned} could not be checked" if hoped.aligned else hoped.reason
+    return replace(known, result="temperror", policy="", reason=reason)

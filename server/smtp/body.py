@@ -1,0 +1,99 @@
+"""Where a message's content gathers while it arrives: in memory, beyond a threshold in a file.
+
+Owns the choice between the two and the count of octets that all sessions keep in
+memory. Writes files only through the door to threads; the session stops reading
+meanwhile, so that memory does not follow the size of a message.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from server.intake import Intake
+    from server.threads import Threads
+    from storage.records import Spooled
+    from storage.spool import SpoolWriter
+
+BLOCK_OCTETS = 256 * 1024  # what is written to a file at a time
+SHARE_OCTETS = 16 * 1024  # what each session may keep in memory however little there is
+
+
+class Memory:
+    """The octets of unfinished content in memory, over all sessions."""
+
+    __slots__ = ("limit_octets", "used_octets")
+
+    def __init__(self, limit_octets: int) -> None:
+        self.limit_octets = limit_octets
+        self.used_octets = 0
+
+
+class Body:
+    """The content of one message; every way out ends in `finish` or `discard`."""
+
+    __slots__ = ("_first", "_intake", "_memory", "_more", "_octets", "_threads", "_threshold", "_writer")
+
+    def __init__(self, *, intake: Intake, threads: Threads, memory: Memory, threshold_octets: int) -> None:
+        self._intake = intake
+        self._threads = threads
+        self._memory = memory
+        self._threshold = threshold_octets
+        self._first = b""  # most messages come in one block: kept as it is
+        self._more: bytearray | None = None
+        self._octets = 0
+        self._writer: SpoolWriter | None = None
+
+    def add(self, content: bytes) -> None:
+        """Keep content; ask `is_full` next."""
+        if self._more is not None:
+            self._more += content
+        elif self._first:
+            self._more = bytearray(self._first)
+            self._more += content
+            self._first = b""
+        else:
+            self._first = content
+        self._octets += len(content)
+        self._memory.used_octets += len(content)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether `spill` must be awaited before more is added."""
+        if self._octets > (self._threshold if self._writer is None else BLOCK_OCTETS):
+            return True
+        return self._octets > SHARE_OCTETS and self._memory.used_octets > self._memory.limit_octets
+
+    async def spill(self) -> None:
+        """Move what is in memory to the file."""
+        writer = self._writer
+        if writer is None:
+            writer = self._writer = await self._threads.run(self._intake.spool)
+        await self._threads.run(writer.write, self._take())
+
+    async def finish(self) -> bytes | Spooled:
+        """Return the whole content: octets, or the file that holds them, which is synced."""
+        writer = self._writer
+        if writer is None:
+            # Still counted: `release` comes when the message has been taken in.
+            return self._first if self._more is None else bytes(self._more)
+        if self._octets:
+            await self._threads.run(writer.write, self._take())
+        return await self._threads.run(writer.finish)
+
+    def release(self) -> None:
+        """Forget what is in memory."""
+        self._take()
+
+    async def discard(self) -> None:
+        """Forget everything, the file too."""
+        self._take()
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            await self._threads.run(writer.discard)
+
+    def _take(self) -> bytes | bytearray:
+        content = self._first if self._more is None else self._more
+        self._memory.used_octets -= self._octets
+        self._first, self._more, self._octets = b"", None, 0
+        return content

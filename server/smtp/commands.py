@@ -1,0 +1,349 @@
+"""What each SMTP command does to a session: order, policy, transaction.
+
+Owns the sequence rules and the talk with intake and login. A handler answers at
+once, or returns the step that will; it refuses by raising Refusal.
+RFC 5321 3.1 to 3.8 and 4.1.4, 3030 (BDAT), 3207 (STARTTLS), 4954 (AUTH), 6409.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from server.intake import Arrival
+from server.refusal import Refusal
+from server.smtp import door as doors
+from server.smtp import grammar, replies
+from server.smtp.data import ChunkReader, DataReader
+from server.smtp.sasl import Credentials, Exchange
+from storage.errors import Full
+from storage.records import Envelope
+
+if TYPE_CHECKING:
+    from server.smtp.session import Session, Step
+
+log = structlog.get_logger("smtp")
+
+
+def is_foreign(line: bytes) -> bool:
+    """Return whether a line opens another protocol's request, as from a misled browser."""
+    return line.partition(b" ")[0].upper() in grammar.FOREIGN
+
+
+async def greet(session: Session) -> None:
+    """Ask intake about the connection and send the greeting."""
+    server = session.server
+    try:
+        await server.intake.connected(session.peer)
+    except Refusal as refusal:
+        session.refusal = refusal
+        session.refuse(refusal)
+        return
+    session.reply(server.greeting)
+
+
+def _check_greeted(session: Session) -> None:
+    if session.refusal is not None:
+        # RFC 5321 3.1: after a 554 greeting, 503 to all but QUIT.
+        raise Refusal(503, "5.5.1", "The connection was refused; send QUIT")
+
+
+def _check_idle(session: Session) -> None:
+    """Count a command that moves no mail."""
+    _check_greeted(session)
+    session.idle_commands += 1
+    if session.idle_commands > session.server.settings.max_idle_commands:
+        raise Refusal(421, "4.7.0", "Too many commands without mail, closing the connection")
+
+
+def _hello(session: Session, command: grammar.Hello) -> Step:
+    _check_idle(session)
+    return _take_hello(session, command)
+
+
+async def _take_hello(session: Session, command: grammar.Hello) -> None:
+    peer = replace(session.peer, helo=command.name, extended=command.extended)
+    try:
+        await session.server.intake.helo(peer)
+    except Refusal as refusal:
+        if refusal.code == 421:
+            raise
+        session.reply(replies.bare(refusal))
+        return
+    session.peer = peer
+    await _drop_transaction(session)
+    reply = session.server.hello_extended(session) if command.extended else session.server.hello_plain
+    session.reply(reply)
+
+
+async def _drop_transaction(session: Session) -> None:
+    body = session.body
+    session.reset()
+    if body is not None:
+        await body.discard()
+
+
+def _check_login(session: Session) -> None:
+    if session.door.needs_login and session.identity is None:
+        if session.peer.tls_version is None:
+            raise Refusal(530, "5.7.0", "Must issue a STARTTLS command first")
+        raise Refusal(530, "5.7.0", "Authentication required")
+
+
+def _mail(session: Session, command: grammar.Mail) -> Step:
+    _check_greeted(session)
+    if not session.peer.helo:
+        raise Refusal(503, "5.5.1", "Send EHLO or HELO first")
+    _check_login(session)
+    if session.transaction is not None:
+        raise Refusal(503, "5.5.1", "A transaction is under way; send RSET first")
+    declared = command.declared_octets
+    if declared is not None and declared > session.server.settings.max_message_octets:
+        raise Refusal(552, "5.3.4", "Message size exceeds the fixed maximum")
+    return _take_mail(session, command)
+
+
+async def _take_mail(session: Session, command: grammar.Mail) -> None:
+    envelope = command.envelope
+    await session.server.intake.sender(session.peer, session.identity, envelope, command.declared_octets)
+    session.transaction = envelope
+    session.has_refused = False
+    if envelope.smtputf8:
+        session.dialect = doors.SUBMITTING_WIDE if session.door.needs_login else doors.EXTENDED_WIDE
+    session.reply(replies.SENDER_OK)
+
+
+def _rcpt(session: Session, command: grammar.Rcpt) -> Step | None:
+    _check_greeted(session)
+    envelope = session.transaction
+    if envelope is None:
+        raise Refusal(503, "5.5.1", "Send MAIL first")
+    if session.reader is not None:
+        raise Refusal(503, "5.5.1", "No recipients once BDAT has begun")
+    if len(envelope.recipients) >= session.server.settings.max_recipients:
+        session.reply(replies.TOO_MANY_RECIPIENTS)
+        return None
+    return _take_rcpt(session, command, envelope)
+
+
+async def _take_rcpt(session: Session, command: grammar.Rcpt, envelope: Envelope) -> None:
+    recipient = command.recipient
+    try:
+        await session.server.intake.recipient(session.peer, session.identity, envelope, recipient)
+    except Refusal as refusal:
+        session.has_refused = True
+        session.refused_recipients += 1
+        if session.refused_recipients >= session.server.settings.max_refused_recipients:
+            raise Refusal(421, "4.7.0", "Too many refused recipients", refusal.cause) from None
+        raise
+    session.transaction = Envelope(
+        envelope.reverse_path,
+        (*envelope.recipients, recipient),
+        envelope.body,
+        envelope.smtputf8,
+        envelope.ret,
+        envelope.envid,
+        envelope.require_tls,
+    )
+    session.reply(replies.RECIPIENT_OK)
+
+
+def _check_content(session: Session) -> None:
+    """Raise Refusal unless content may come now."""
+    _check_greeted(session)
+    if session.transaction is None:
+        raise Refusal(503, "5.5.1", "Send MAIL first")
+    if not session.transaction.recipients:
+        if session.has_refused:
+            raise Refusal(554, "5.5.1", "No valid recipients")
+        raise Refusal(503, "5.5.1", "Send RCPT first")
+
+
+def _data(session: Session, _command: grammar.Data) -> None:
+    _check_content(session)
+    if session.reader is not None:
+        raise Refusal(503, "5.5.1", "BDAT has begun; DATA cannot follow")  # RFC 3030 2
+    session.begin_content(DataReader(session.server.limits))
+    session.reply(replies.GO_AHEAD)
+
+
+def _bdat(session: Session, command: grammar.Bdat) -> None:
+    if command.octets > session.server.patience_octets:
+        raise Refusal(552, "5.3.4", "Message size exceeds the fixed maximum")
+    reader = session.reader
+    if not isinstance(reader, ChunkReader):
+        reader = ChunkReader(session.server.limits)
+        try:
+            _check_content(session)
+        except Refusal as refusal:
+            if session.count_error():
+                raise Refusal(421, "4.7.0", "Too many errors, closing the connection") from None
+            # The octets come whatever we answer; they are read and dropped (RFC 3030 4.2).
+            reader.inspection.fault = refusal
+    elif reader.fault is not None:
+        reader.inspection.fault = Refusal(503, "5.5.1", "An earlier chunk was refused; send RSET")
+    session.begin_content(reader)
+    content = reader.open(command.octets, last=command.last)
+    if content and session.body is not None:
+        session.body.add(content)
+
+
+def end_content(session: Session) -> Step | None:
+    """Answer the end of DATA or of one BDAT chunk."""
+    reader = session.reader
+    assert reader is not None
+    if reader.ended:
+        return _take_message(session)
+    fault = reader.fault
+    if fault is None:
+        session.reply(replies.reply(250, "2.0.0", f"{reader.received} octets received"))
+        return None
+    session.refuse(fault)
+    if session.transaction is None or not session.transaction.recipients:
+        session.reader = session.body = None
+    return None
+
+
+async def _take_message(session: Session) -> None:
+    """Hand a complete message to intake; 250 only when it took it."""
+    reader, body, envelope = session.reader, session.body, session.transaction
+    assert reader is not None
+    assert body is not None
+    try:
+        if reader.fault is not None:
+            raise reader.fault
+        assert envelope is not None
+        content = await body.finish()
+        arrival = Arrival(session.door.source, session.peer, envelope, content, session.identity)
+        receipt = await session.server.intake.accept(arrival)
+    except Refusal as refusal:
+        session.refuse(refusal)
+        await body.discard()
+    except Full:
+        session.reply(replies.NO_ROOM)
+        await body.discard()
+    except Exception:
+        # The file stays: what failed may have failed behind the commit, and recovery tells.
+        log.exception("message not taken in", session=session.number)
+        session.reply(replies.BROKEN)
+    else:
+        session.idle_commands = 0
+        session.refused_recipients = 0
+        session.reply(replies.taken(receipt.message_ids))
+    finally:
+        body.release()
+        session.reset()
+
+
+def _rset(session: Session, _command: grammar.Rset) -> Step | None:
+    _check_idle(session)
+    if session.body is not None:
+        return _reset(session)
+    session.reset()
+    session.reply(replies.OK)
+    return None
+
+
+async def _reset(session: Session) -> None:
+    await _drop_transaction(session)
+    session.reply(replies.OK)
+
+
+def _noop(session: Session, _command: grammar.Noop) -> None:
+    _check_idle(session)
+    session.reply(replies.OK)
+
+
+def _help(session: Session, _command: grammar.Help) -> None:
+    _check_idle(session)
+    session.reply(replies.HELP)
+
+
+def _vrfy(session: Session, _command: grammar.Vrfy) -> None:
+    _check_idle(session)
+    _check_login(session)
+    session.reply(replies.NOT_VERIFIED)  # RFC 5321 3.5.3
+
+
+def _expn(session: Session, _command: grammar.Expn) -> None:
+    _check_idle(session)
+    raise Refusal(550, "5.7.1", "EXPN is not allowed here")
+
+
+def _quit(session: Session, _command: grammar.Quit) -> Step | None:
+    session.reply(replies.BYE)
+    session.close()
+    return _drop_transaction(session) if session.body is not None else None
+
+
+def _starttls(session: Session, _command: grammar.StartTls) -> Step | None:
+    _check_greeted(session)
+    if session.peer.tls_version is not None:
+        raise Refusal(503, "5.5.1", "TLS is active already")
+    if session.server.tls_context() is None:
+        raise Refusal(502, "5.5.1", "Command not implemented")
+    if session.body is not None:
+        raise Refusal(503, "5.5.1", "BDAT has begun; send RSET first")
+    if session.has_input:
+        # RFC 3207 4.2: octets behind STARTTLS were put there by someone else; none is ever read.
+        session.reply(replies.INJECTED)
+        session.close()
+        return None
+    return session.begin_tls()
+
+
+def _auth(session: Session, command: grammar.Auth) -> Step | None:
+    _check_greeted(session)
+    if not session.door.needs_login:
+        raise Refusal(502, "5.5.1", "Command not implemented")
+    if session.peer.tls_version is None:
+        raise Refusal(538, "5.7.11", "Encryption required for authentication")
+    if not session.peer.extended:
+        raise Refusal(503, "5.5.1", "Send EHLO first")
+    if session.identity is not None:
+        raise Refusal(503, "5.5.1", "Authenticated already")
+    if session.transaction is not None:
+        raise Refusal(503, "5.5.1", "A transaction is under way")  # RFC 4954 4
+    return session.begin_exchange(Exchange(command.mechanism), command.initial)
+
+
+async def log_in(session: Session, credentials: Credentials) -> None:
+    """Check credentials; a client that fails too often is sent away."""
+    server = session.server
+    try:
+        identity = await server.login.check(
+            protocol="smtp",
+            user=credentials.user,
+            password=credentials.password,
+            peer=session.peer.address,
+        )
+    except Refusal as refusal:
+        session.login_failures += 1
+        session.refuse(refusal)
+        if session.login_failures >= server.settings.max_login_failures:
+            session.reply(replies.TOO_MANY_ERRORS)
+            session.close()
+        return
+    session.identity = identity
+    session.peer = replace(session.peer, identity=identity.id)
+    session.reply(replies.AUTHENTICATED)
+
+
+HANDLERS: dict[type[Any], Callable[[Session, Any], Step | None]] = {
+    grammar.Hello: _hello,
+    grammar.Mail: _mail,
+    grammar.Rcpt: _rcpt,
+    grammar.Data: _data,
+    grammar.Bdat: _bdat,
+    grammar.Rset: _rset,
+    grammar.Noop: _noop,
+    grammar.Help: _help,
+    grammar.Vrfy: _vrfy,
+    grammar.Expn: _expn,
+    grammar.Quit: _quit,
+    grammar.StartTls: _starttls,
+    grammar.Auth: _auth,
+}

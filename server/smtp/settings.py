@@ -1,0 +1,40 @@
+"""What the SMTP server is told: limits and times, each with its unit.
+
+Owns defaults for tests and benches; the daemon fills it from the configuration.
+RFC 5321 4.5.3.1 (sizes) and 4.5.3.2 (times).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MEBI = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class SmtpSettings:
+    """Limits of the listeners, of one session and of one message.
+
+    spool_threshold_octets: content beyond it goes to a file. max_memory_octets: what
+    all sessions together keep of unfinished content in memory; beyond it each goes to
+    a file early. max_idle_commands: NOOP, RSET, HELP, VRFY and the like that a session
+    may send between two transactions before each counts as an error.
+    max_refused_recipients: refusals of RCPT before the session is closed.
+    """
+
+    max_message_octets: int = 50 * MEBI
+    max_recipients: int = 1000
+    max_connections: int = 2000
+    max_connections_per_address: int = 100
+    command_timeout_seconds: float = 300
+    data_timeout_seconds: float = 180
+    handshake_timeout_seconds: float = 30
+    max_errors: int = 20
+    max_refused_recipients: int = 200
+    max_idle_commands: int = 100
+    max_login_failures: int = 3
+    max_received: int = 100
+    max_header_line_octets: int = 16_384
+    max_header_octets: int = 262_144
+    spool_threshold_octets: int = 256 * 1024
+    max_memory_octets: int = 64 * MEBI

@@ -1,0 +1,66 @@
+"""Listening sockets from listening addresses: bound, or inherited from systemd.
+
+Owns the bind and its clear errors. The listeners hand the sockets to the loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+
+from server.listen import Listen, ListenKind, parse_listen
+
+BACKLOG = 1024
+
+
+class BindFailed(Exception):
+    """A listening address cannot be used; the text says which and why."""
+
+
+def open_listeners(
+    addresses: Iterable[str], inherited: dict[str, list[socket.socket]]
+) -> list[tuple[Listen, socket.socket]]:
+    """Return a listening socket for each address; systemd names take the inherited ones.
+
+    Raises BindFailed; sockets opened before it are closed.
+    """
+    opened: list[tuple[Listen, socket.socket]] = []
+    try:
+        for address in addresses:
+            listen = parse_listen(address)
+            opened.extend((listen, made) for made in _open(listen, inherited))
+    except BindFailed:
+        for _, made in opened:
+            made.close()
+        raise
+    return opened
+
+
+def _open(listen: Listen, inherited: dict[str, list[socket.socket]]) -> list[socket.socket]:
+    if listen.kind is ListenKind.SYSTEMD:
+        if listen.name not in inherited:
+            raise BindFailed(f"{listen}: systemd passed no socket of that name")
+        return inherited[listen.name]
+    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+    unix = listen.kind is ListenKind.UNIX
+    made = socket.socket(socket.AF_UNIX if unix else family, socket.SOCK_STREAM)
+    try:
+        if unix:
+            with contextlib.suppress(FileNotFoundError):
+                Path(listen.name).unlink()
+            made.bind(listen.name)
+        else:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            made.bind((listen.host, listen.port))
+        made.listen(BACKLOG)
+    except OSError as error:
+        made.close()
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise BindFailed(f"{listen}: {reason}") from None
+    made.setblocking(False)
+    return [made]

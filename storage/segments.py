@@ -1,0 +1,208 @@
+"""Segment files of the journal: named by their first sequence, written once, read back with suspicion.
+
+Owns their names, their making (out of a zero-filled spare where there is one:
+overwriting written blocks makes fdatasync cheaper than growing a file, since
+the file system's own journal need not commit), their removal, and the reading
+of what a crash left: whole records, damage between them, a torn end.
+"""
+
+import mmap
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from storage import codec
+from storage.errors import Corrupt
+from storage.files import Files, sync_directory
+from storage.records import Accepted
+
+SUFFIX = ".journal"
+SPARE = "spare"
+_RECYCLED = "recycled"
+_ZEROS = bytes(1 << 20)
+
+
+@dataclass(slots=True)
+class Segment:
+    """A segment being written, or waiting until all of it is applied. spooled: names it refers to."""
+
+    path: Path
+    first: int
+    fd: int
+    position: int = 0
+    last: int = 0
+    spooled: list[str] = field(default_factory=list)
+
+
+def segment_path(directory: Path, first: int) -> Path:
+    """Return the path of the segment whose first record has this sequence."""
+    return directory / f"{first:020d}{SUFFIX}"
+
+
+def list_segments(directory: Path) -> list[Path]:
+    """Return the segments of a journal in their order."""
+    return sorted(path for path in directory.glob("*" + SUFFIX) if path.stem.isdigit())
+
+
+def open_segment(files: Files, directory: Path, *, first: int, octets: int) -> Segment:
+    """Make a segment of at least `octets` and put its name on stable storage; OSError where it cannot be."""
+    path = segment_path(directory, first)
+    spare = directory / SPARE
+    if spare.exists() and spare.stat().st_size >= octets:
+        files.rename(spare, path)
+        fd = files.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    else:
+        fd = files.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, octets)
+        except OSError:
+            files.close(fd)
+            files.unlink(path)
+            raise
+    sync_directory(files, directory)
+    return Segment(path=path, first=first, fd=fd)
+
+
+def make_spare(files: Files, directory: Path, octets: int) -> None:
+    """Write a spare of zeros unless there is one; OSError where there is no room."""
+    if (directory / SPARE).exists():
+        return
+    path = directory / _RECYCLED
+    fd = files.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        _write_zeros(files, fd, octets)
+        files.fdatasync(fd)
+    finally:
+        files.close(fd)
+    files.rename(path, directory / SPARE)
+
+
+def recycle(files: Files, directory: Path, segment: Segment) -> None:
+    """Take a segment out of the journal; it becomes the spare, zeroed, unless there is one.
+
+    The name goes first, durably: a half-zeroed segment must never look like a damaged one.
+    """
+    if (directory / SPARE).exists():
+        files.unlink(segment.path)
+        return
+    path = directory / _RECYCLED
+    files.rename(segment.path, path)
+    sync_directory(files, directory)
+    fd = files.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        _write_zeros(files, fd, segment.position)
+        files.fdatasync(fd)
+    finally:
+        files.close(fd)
+    files.rename(path, directory / SPARE)
+
+
+def _write_zeros(files: Files, fd: int, octets: int) -> None:
+    at = 0
+    while at < octets:
+        at += files.pwrite(fd, _ZEROS[: octets - at], at)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A whole record."""
+
+    sequence: int
+    record: Accepted
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Octets between records, or behind them in a segment that is not the last, that are no record."""
+
+    path: Path
+    offset: int
+    octets: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TornEnd:
+    """Where the unacknowledged end of the last segment begins."""
+
+    path: Path
+    offset: int
+
+
+def read_segment(
+    path: Path, *, instance: bytes, after: int, is_last: bool
+) -> Iterator[Found | Damage | TornEnd]:
+    """Yield what a segment holds, in order; after: the highest sequence before it.
+
+    Corrupt where a record is of an unknown version: it may not be skipped.
+    """
+    if path.stat().st_size == 0:
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as octets:
+        at = 0
+        while at < len(octets):
+            found = _record_at(octets, at, path, instance, after)
+            if found is None:
+                behind = _next_record(octets, at + 1, path, instance, after)
+                if behind is None:
+                    yield from _end(octets, at, path, is_last)
+                    return
+                yield Damage(path, at, octets[at:behind])
+                at = behind
+                continue
+            head, payload = found
+            at += codec.HEADER_OCTETS + head.payload_octets
+            after = head.sequence
+            try:
+                yield Found(head.sequence, codec.decode(head, payload))
+            except ValueError:
+                yield Damage(path, at - codec.HEADER_OCTETS - head.payload_octets, payload)
+
+
+def _record_at(
+    octets: mmap.mmap, at: int, path: Path, instance: bytes, after: int
+) -> tuple[codec.Header, bytes] | None:
+    head = codec.read_header(octets[at : at + codec.HEADER_OCTETS])
+    if head is None or head.instance != instance or head.sequence <= after:
+        return None
+    if head.version != codec.VERSION:
+        raise Corrupt(
+            f"{path} holds records of version {head.version}, which this program does not know. "
+            "Start the version of Mailagents that wrote it, or a later one."
+        )
+    start = at + codec.HEADER_OCTETS
+    payload = octets[start : start + head.payload_octets]
+    if len(payload) != head.payload_octets or zlib.crc32(payload) != head.checksum:
+        return None
+    return head, payload
+
+
+def _next_record(octets: mmap.mmap, at: int, path: Path, instance: bytes, after: int) -> int | None:
+    while (at := octets.find(codec.MAGIC, at)) >= 0:
+        if _record_at(octets, at, path, instance, after) is not None:
+            return at
+        at += 1
+    return None
+
+
+def _end(octets: mmap.mmap, at: int, path: Path, is_last: bool) -> Iterator[Damage | TornEnd]:
+    end = _written_end(octets, at)
+    if end == at:
+        return
+    if is_last:
+        yield TornEnd(path, at)
+    else:
+        yield Damage(path, at, octets[at:end])
+
+
+def _written_end(octets: mmap.mmap, at: int) -> int:
+    """Return where the zeros behind a segment's last written octet begin, `at` if there are only zeros."""
+    end = len(octets)
+    while end > at:
+        start = max(at, end - len(_ZEROS))
+        chunk = octets[start:end]
+        if chunk != _ZEROS[: end - start]:
+            return start + len(chunk.rstrip(b"\0"))
+        end = start
+    return at

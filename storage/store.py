@@ -1,0 +1,319 @@
+"""The embedded store: journal, apply, Maildir and database as one thing with one owner.
+
+Owns the data directory, the lock that says so, the order of opening and
+closing, and the checkpoint: a segment goes away only when all of it is applied
+and the file systems that hold the mail are synced. A sync that fails stops
+checkpoints until a restart, for what the kernel could not write it may have
+forgotten. Reads no configuration and knows no protocol.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from sqlalchemy import Connection
+
+from storage import segments
+from storage.apply import Applier, Render
+from storage.db import Database
+from storage.errors import Full, StorageError
+from storage.files import Files, sync_directory
+from storage.journal import Applied, Durable, Journal
+from storage.maildir import Maildir
+from storage.ownership import Layout, Syncer, agree, lock
+from storage.placing import Placing
+from storage.records import Accepted, Spooled
+from storage.recover import Recoverer, Recovery
+from storage.spool import Spool, SpoolWriter
+from storage.worker import Worker
+
+BACKLOG_OCTETS = 64 << 20
+CHECKPOINT_WAIT_SECONDS = 60.0
+VACUUM_PAGES = 2000
+
+_log = logging.getLogger(__name__)
+
+
+class Store:
+    """An open store. accept and checkpoint may be called from any thread."""
+
+    def __init__(self) -> None:
+        raise TypeError("use Store.open")
+
+    database: Database
+    maildir: Maildir
+    render: Render
+    spool_threshold_octets: int
+    recovery: Recovery
+
+    @classmethod
+    def open(
+        cls,
+        *,
+        directory: Path,
+        database_url: str,
+        render: Render,
+        segment_octets: int,
+        spool_threshold_octets: int,
+        disk_reserve_octets: int = 0,
+        checkpoint_seconds: float = 30.0,
+        backlog_limit_octets: int = BACKLOG_OCTETS,
+        readers: int = 4,
+        files: Files = os,
+    ) -> "Store":
+        """Return the store in a directory: locked, migrated, recovered, its threads running.
+
+        StorageError or Corrupt, with a sentence for the operator, where it cannot be opened.
+        """
+        store = object.__new__(cls)
+        store._closers = []
+        try:
+            store._open(directory, database_url, readers)
+            store._recover(render, files, disk_reserve_octets, spool_threshold_octets)
+            store._start(segment_octets, disk_reserve_octets, backlog_limit_octets, checkpoint_seconds)
+        except OSError as error:
+            store._undo()
+            raise StorageError(f"the data directory {directory} cannot be used: {error}") from error
+        except BaseException:
+            store._undo()
+            raise
+        return store
+
+    @property
+    def backlog_octets(self) -> int:
+        """Octets of accepted mail that wait to be applied."""
+        return self._journal.backlog_octets
+
+    @property
+    def applied_sequence(self) -> int:
+        """The journal sequence up to which everything is applied."""
+        return self._applier.applied_sequence
+
+    def has_room(self, octets: int = 0) -> bool:
+        """Return whether the disk keeps its reserve when this much more is taken in."""
+        disk = os.statvfs(self._journal_directory)
+        return disk.f_bavail * disk.f_frsize - octets >= self._reserve_octets
+
+    def spool(self) -> SpoolWriter:
+        """Begin a large content; Full where the disk is at its reserve."""
+        return self._spool.writer()
+
+    def read_spooled(self, spooled: Spooled) -> Path:
+        """Return the file of a spooled content."""
+        return self._spool.path(spooled.name)
+
+    def discard(self, spooled: Spooled) -> None:
+        """Give up a finished content that no record will name."""
+        self._spool.remove(spooled.name)
+
+    def message_path(self, message_id: str) -> Path:
+        """Return the file that the queue sends: trace and content."""
+        return self._layout.outbox / message_id
+
+    def accept(self, record: Accepted, *, durable: Durable, applied: Applied | None = None) -> None:
+        """Journal a record without blocking; callbacks come through the database's `complete`.
+
+        durable: called with None once the record is on stable storage, else with
+        what refused it (Full: no room or too much waits). applied: called with
+        where each local target went, once visible. A spooled content belongs to the
+        store from here on: it goes when it is applied, or at once when refused with Full.
+        """
+        if isinstance(record.content, Spooled):
+            durable = partial(self._answer_spooled, record.content.name, durable)
+        self._journal.append(record, durable, applied)
+
+    def checkpoint(self) -> None:
+        """Apply and sync all that was accepted so far and remove it from the journal.
+
+        StorageError where that fails or takes longer than CHECKPOINT_WAIT_SECONDS.
+        """
+        last = self._journal.last_sequence()
+        if not self._applier.wait(last, timeout_seconds=CHECKPOINT_WAIT_SECONDS):
+            raise StorageError(f"record {last} was not applied within {CHECKPOINT_WAIT_SECONDS:.0f} s")
+        self._journal.rotate()
+        self._checkpoint()
+
+    def close(self) -> None:
+        """Finish what was accepted, checkpoint, and give the directory up; a second call does nothing."""
+        if self._stopping.is_set():
+            return
+        self._stopping.set()
+        self._wake.set()
+        self._checkpointer.join()
+        self._journal.close()
+        self._applier.close()
+        try:
+            self._checkpoint()
+        except StorageError as error:
+            _log.error("the last checkpoint failed, the next start replays: %s", error)
+        self._undo()
+
+    def _answer_spooled(self, name: str, durable: Durable, error: BaseException | None) -> None:
+        if isinstance(error, Full):
+            self._spool.remove(name)
+        durable(error)
+
+    # ---- opening, in order ----
+
+    _closers: list[Callable[[], None]]
+
+    def _open(self, directory: Path, database_url: str, readers: int) -> None:
+        self._layout = layout = Layout(directory)
+        for path in (directory, layout.mail, layout.outbox, layout.aside, directory / "journal"):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = lock(directory)
+        self._closers.append(partial(os.close, self._lock))
+        self.maildir = Maildir(layout.mail)
+        self.database = Database.open(database_url, readers=readers)
+        self._closers.append(self.database.close)
+        self.database.migrate()
+        self._instance, self._applied = agree(self.database, layout)
+        for path in (layout.journal(self._instance), layout.spool(self._instance)):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in (directory / "journal").iterdir():
+            if path.name != self._instance and segments.list_segments(path):
+                _log.error("%s is the journal of another instance, it is not replayed here", path)
+        self._syncer = Syncer([directory, layout.mail, layout.outbox])
+        self._closers.append(self._syncer.close)
+
+    def _recover(self, render: Render, files: Files, reserve_octets: int, threshold_octets: int) -> None:
+        layout, instance = self._layout, self._instance
+        self._files = files
+        self.render = render
+        self.spool_threshold_octets = threshold_octets
+        self._spool = Spool(layout.spool(instance), reserve_octets=reserve_octets, files=files)
+        placing = Placing(
+            maildir=self.maildir,
+            spool=self._spool,
+            outbox=layout.outbox,
+            aside=layout.aside,
+            instance=instance,
+            files=files,
+        )
+        # A replaced namespace of file calls means that every step must be taken here.
+        worker = Worker(placing=placing, render=render, keep_open=[self._lock]) if files is os else None
+        self._applier = Applier(
+            database=self.database,
+            placing=placing,
+            render=render,
+            applied_sequence=self._applied,
+            settle=self._settle,
+            complete=self._complete,
+            worker=worker,
+        )
+        recoverer = Recoverer(
+            directory=layout.journal(instance),
+            aside=layout.aside,
+            applier=self._applier,
+            placing=placing,
+            database=self.database,
+            files=files,
+        )
+        self._journal_directory = layout.journal(instance)
+        self.recovery = recoverer.run()
+        self._clear_journal()
+
+    def _clear_journal(self) -> None:
+        """Remove what was replayed, once the files it became are synced; then spool files nothing names."""
+        if self.recovery.segments:
+            self._syncer.sync()
+            for path in self.recovery.segments:
+                self._files.unlink(path)
+            sync_directory(self._files, self._journal_directory)
+        for path in self._spool.directory.iterdir():
+            self._spool.remove(path.name)
+        for path in self._layout.outbox.glob("tmp-*"):
+            self._files.unlink(path)
+
+    def _start(
+        self, segment_octets: int, reserve_octets: int, backlog_limit_octets: int, checkpoint_seconds: float
+    ) -> None:
+        self._segment_octets = segment_octets
+        self._reserve_octets = reserve_octets
+        self._checkpointing = threading.Lock()
+        self._stopping = threading.Event()
+        self._wake = threading.Event()
+        self._applier.start()
+        self._closers.append(self._applier.close)
+        self._journal = Journal(
+            directory=self._journal_directory,
+            instance=self._instance,
+            next_sequence=max(self.recovery.last_sequence, self._applied) + 1,
+            segment_octets=segment_octets,
+            reserve_octets=reserve_octets,
+            backlog_limit_octets=backlog_limit_octets,
+            files=self._files,
+            complete=self._complete,
+            deliver=self._applier.deliver,
+            retired=self._wake.set,
+        )
+        self._checkpointer = threading.Thread(
+            target=self._checkpoint_often, args=(checkpoint_seconds,), name="checkpoint", daemon=True
+        )
+        self._checkpointer.start()
+
+    def _undo(self) -> None:
+        while self._closers:
+            self._closers.pop()()
+
+    def _settle(self, octets: int) -> None:
+        if octets:
+            self._journal.settle(octets)
+
+    def _complete(self, callbacks: list[Callable[[], None]]) -> None:
+        self.database.complete(callbacks)
+
+    # ---- checkpoints ----
+
+    def _checkpoint_often(self, seconds: float) -> None:
+        """Checkpoint at every interval, and as soon as a segment is full."""
+        self._try(self._make_spare)
+        while True:
+            is_early = self._wake.wait(seconds)
+            if self._stopping.is_set():
+                return
+            self._wake.clear()
+            if not is_early:
+                self._journal.rotate()
+                self._wake.clear()
+            self._try(self._tidy)
+
+    def _tidy(self) -> None:
+        self._checkpoint()
+        self._make_spare()
+        if self.database.dialect == "sqlite":
+            self.database.write(_vacuum)
+
+    def _make_spare(self) -> None:
+        segments.make_spare(self._files, self._journal_directory, self._segment_octets)
+
+    def _try(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except (StorageError, OSError) as error:
+            _log.error("checkpoint: %s", error)
+
+    def _checkpoint(self) -> None:
+        with self._checkpointing:
+            done = self._journal.retired(self._applier.applied_sequence)
+            if not done:
+                return
+            self._syncer.sync()
+            try:
+                for segment in done:
+                    segments.recycle(self._files, self._journal_directory, segment)
+                    self._journal.forget(segment)
+                sync_directory(self._files, self._journal_directory)
+                for segment in done:
+                    for name in segment.spooled:
+                        self._spool.remove(name)
+            except OSError as error:
+                raise StorageError(f"applied segments of the journal cannot be removed: {error}") from error
+
+
+def _vacuum(connection: Connection) -> None:
+    # Each step frees a page; SQLAlchemy would stop at the first, which returns no row.
+    connection.connection.cursor().execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()

@@ -1,0 +1,50 @@
+"""The steps of `./check`, in order; the first that fails ends it, pytest's summary comes last."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CODE = ["server", "storage", "policies", "tests", "bench", "launch.py", "mailagents", "check"]
+
+
+def main(arguments: list[str]) -> int:
+    """Run the steps of a part: '' all, 'quick' or 'long'."""
+    part = arguments[0] if arguments else ""
+    if part not in ("", "quick", "long"):
+        print("usage: ./check [quick|long]", file=sys.stderr)
+        return 2
+    os.chdir(ROOT)
+    for name, command in steps(part):
+        begin = time.monotonic()
+        print(f"== {name}", flush=True)
+        status = subprocess.run(command, check=False).returncode
+        print(
+            f"== {name}: {'passed' if status == 0 else 'FAILED'}, {time.monotonic() - begin:.0f} s",
+            flush=True,
+        )
+        if status:
+            return 1
+    return 0
+
+
+def steps(part: str) -> list[tuple[str, list[str]]]:
+    """Return the named steps of a part with their commands."""
+    python = [sys.executable, "-m"]
+    workers = ["-n", str(min(4, (os.cpu_count() or 1) + 1))]
+    if part == "long":
+        return [("long tests", [*python, "pytest", "-q", "-m", "slow"])]
+    lint = [
+        ("lint", [*python, "ruff", "check", *CODE]),
+        ("format", [*python, "ruff", "format", "--check", *CODE]),
+        ("types", [*python, "mypy"]),
+        ("import contracts", [str(Path(sys.executable).with_name("lint-imports"))]),
+    ]
+    chosen = "not slow and not interop" if part == "quick" else "not slow"
+    return [*lint, ("tests", [*python, "pytest", "-q", *workers, "-m", chosen])]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
