@@ -22,9 +22,9 @@ CHUNK_OCTETS = 1 << 20
 def missing_fields(letter: Letter, *, message_id: str, hostname: str, at: int) -> bytes:
     """Return the Date and Message-ID fields that a submitted message lacks, with CRLF."""
     fields = []
-    if not letter.has_date:
+    if not letter.has(b"date"):
         fields.append(f"Date: {dates.format_date(at)}\r\n")
-    if not letter.message_id:
+    if not letter.word(b"message-id"):
         fields.append(f"Message-ID: <{message_id}@{hostname}>\r\n")
     return "".join(fields).encode("ascii")
 

@@ -7,13 +7,14 @@ policies.facts declares, stage by stage. Judges nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from server.mail import header, structure
 from server.mail.address import AddressSyntax, Mailbox, domain_of, parse_mailbox
 from server.mail.address_list import HeaderAddress, parse_address_list
-from storage.records import Envelope, Peer, Recipient, Source, Spooled, Verdict
+from storage.records import Envelope, Peer, Source, Spooled, Verdict
 
 if TYPE_CHECKING:
     from server.login import Identity
@@ -21,84 +22,85 @@ if TYPE_CHECKING:
 
 HEADER_LIMIT_OCTETS = 1 << 20
 NAMES_LIMIT = 1000
+NO_ENVELOPE = Envelope(None, ())  # before MAIL
 
-Facts = Mapping[str, object]
 
-
-@dataclass(frozen=True, slots=True)
 class Letter:
-    """A message's header as intake needs it.
+    """A message's header as intake needs it; each fact is read from it when it is first asked for.
 
-    header_octets: with the blank line. from_addresses: every mailbox of every From
-    field; from_readable: whether all of them are addresses. names: field names in
-    lower case, each once, bounded. attachments: counts them when asked.
+    beginning: the message, or as much of it as holds the header. octets: the whole
+    message's size. body: returns the whole message, for what the header does not tell.
     """
 
-    octets: int
-    header_octets: int
-    from_fields: int
-    from_readable: bool
-    from_addresses: tuple[str, ...]
-    subject: str
-    message_id: str
-    has_date: bool
-    has_bcc: bool
-    received_count: int
-    names: tuple[str, ...]
-    precedence: str
-    auto_submitted: str
-    attachments: Callable[[], int]
+    def __init__(self, beginning: bytes, octets: int, body: Callable[[], bytes]) -> None:
+        self.octets = octets
+        self.header_octets = header.split(beginning)
+        self._header = header.Header(beginning[: self.header_octets])
+        self._body = body
+
+    @cached_property
+    def _from(self) -> list[bytes]:
+        return self._header.all(b"from")
+
+    @property
+    def from_fields(self) -> int:
+        """How many From fields there are."""
+        return len(self._from)
+
+    @cached_property
+    def _authors(self) -> list[str | None]:
+        return [
+            _address(entry) for value in self._from for entry in parse_address_list(value) if entry.is_mailbox
+        ]
+
+    @property
+    def from_readable(self) -> bool:
+        """Whether the From fields name at least one mailbox and nothing that is no address."""
+        return bool(self._authors) and None not in self._authors
+
+    @cached_property
+    def from_addresses(self) -> tuple[str, ...]:
+        """Every mailbox of every From field."""
+        return tuple(address for address in self._authors if address is not None)
+
+    @cached_property
+    def subject(self) -> str:
+        """The Subject, decoded."""
+        return header.decode(self._header.first(b"subject") or b"")
+
+    def word(self, name: bytes) -> str:
+        """Return the first field of a lower-case name as text, '' where there is none."""
+        return (self._header.first(name) or b"").decode("ascii", "replace")
+
+    def has(self, name: bytes) -> bool:
+        """Whether there is a field of a lower-case name."""
+        return self._header.first(name) is not None
+
+    @cached_property
+    def received_count(self) -> int:
+        """How many Received fields there are."""
+        return len(self._header.all(b"received"))
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Field names in lower case, each once, NAMES_LIMIT at most."""
+        found = dict.fromkeys(field.name.lower() for field in header.fields(self._header.octets))
+        return tuple(name.decode("ascii", "replace") for name in list(found)[:NAMES_LIMIT])
+
+    @cached_property
+    def attachments(self) -> int:
+        """How many parts are attachments; opens the whole message."""
+        return sum(part.is_attachment for part in structure.scan(self._body()).walk())
 
 
 def read(content: bytes | Spooled, store: Store) -> Letter:
     """Return the facts of a message's header; opens the file where the content is spooled."""
     if isinstance(content, bytes):
-        return of_header(content, len(content), lambda: count_attachments(content))
+        return Letter(content, len(content), lambda: content)
     path = store.read_spooled(content)
     with open(path, "rb") as file:
         beginning = file.read(HEADER_LIMIT_OCTETS)
-    return of_header(beginning, content.octets, lambda: count_attachments(path.read_bytes()))
-
-
-def of_header(beginning: bytes, octets: int, attachments: Callable[[], int]) -> Letter:
-    """Return the facts of the header that a message begins with; octets is the message's size."""
-    header_octets = header.split(beginning)
-    first: dict[bytes, bytes] = {}
-    received = from_fields = 0
-    addresses: list[str | None] = []
-    for field in header.fields(beginning[:header_octets]):
-        name = field.name.lower()
-        first.setdefault(name, field.value)
-        if name == b"received":
-            received += 1
-        elif name == b"from":
-            from_fields += 1
-            addresses.extend(_addresses(field.value))
-    return Letter(
-        octets=octets,
-        header_octets=header_octets,
-        from_fields=from_fields,
-        from_readable=bool(addresses) and None not in addresses,
-        from_addresses=tuple(address for address in addresses if address is not None),
-        subject=header.decode(first.get(b"subject", b"")),
-        message_id=_word(first, b"message-id"),
-        has_date=b"date" in first,
-        has_bcc=b"bcc" in first,
-        received_count=received,
-        names=tuple(name.decode("ascii", "replace") for name in list(first)[:NAMES_LIMIT]),
-        precedence=_word(first, b"precedence").lower(),
-        auto_submitted=_word(first, b"auto-submitted").lower(),
-        attachments=attachments,
-    )
-
-
-def _word(first: Mapping[bytes, bytes], name: bytes) -> str:
-    return first.get(name, b"").decode("ascii", "replace")
-
-
-def _addresses(value: bytes) -> list[str | None]:
-    """Return each mailbox of a From field; None stands for one that is no valid address."""
-    return [_address(entry) for entry in parse_address_list(value) if entry.is_mailbox]
+    return Letter(beginning, content.octets, path.read_bytes)
 
 
 def _address(entry: HeaderAddress) -> str | None:
@@ -111,113 +113,89 @@ def _address(entry: HeaderAddress) -> str | None:
         return None
 
 
-def count_attachments(content: bytes) -> int:
-    """Return how many parts of a message are attachments: said so, or named and not text."""
-    waiting, found = [structure.scan(content)], 0
-    while waiting:
-        part = waiting.pop()
-        waiting.extend(part.parts)
-        found += part.is_attachment
-    return found
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is known at a stage; fields that come later than the stage stay as they are here."""
+
+    peer: Peer
+    identity: Identity | None = None
+    envelope: Envelope = NO_ENVELOPE
+    source: Source = Source.MX
+    declared_octets: int = 0
+    recipient: str = ""
+    recipient_count: int = 0
+    letter: Letter | None = None
+    verdicts: Sequence[Verdict] = ()
+    organization_id: str = ""
+    mailbox_id: str = ""
 
 
-class Gathered(dict[str, object]):
-    """Facts by name; those that cost work to find are computed when a rule asks for them."""
+class Facts(dict[str, object]):
+    """Facts by name, found when a rule first asks for them."""
 
-    def __init__(self, known: Facts, costly: Mapping[str, Callable[[], object]]) -> None:
-        super().__init__(known)
-        self._costly = costly
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.case = case
 
     def __missing__(self, name: str) -> object:
-        value = self[name] = self._costly[name]()
+        found = SOURCES.get(name)
+        if found is None:
+            self.update(of_verdicts(self.case.verdicts))
+            return dict.__getitem__(self, name)
+        value = self[name] = found(self.case)
         return value
 
-    def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or name in self._costly
 
-
-def of_peer(peer: Peer) -> dict[str, object]:
-    """Return the facts of a session."""
-    return {
-        "client_ip": peer.address,
-        "client_port": peer.port,
-        "reverse_name": (peer.reverse_name or "").lower(),
-        "tls": peer.tls_version is not None,
-        "tls_version": peer.tls_version or "",
-        "helo": peer.helo.lower(),
-    }
-
-
-def of_envelope(
-    peer: Peer, identity: Identity | None, envelope: Envelope, *, source: Source, declared_octets: int
-) -> dict[str, object]:
-    """Return the facts of a transaction at MAIL."""
-    sender = envelope.reverse_path or ""
-    return {
-        **of_peer(peer),
-        "source": source.value,
-        "authenticated": identity is not None,
-        "identity": identity.id if identity else "",
-        "scopes": sorted(identity.scopes) if identity else [],
-        "sender": sender.lower(),
-        "sender_domain": _domain(sender),
-        "is_bounce": envelope.reverse_path is None,
-        "smtputf8": envelope.smtputf8,
-        "declared_octets": declared_octets,
-    }
-
-
-def of_recipient(
-    peer: Peer, identity: Identity | None, envelope: Envelope, *, source: Source, recipient: Recipient
-) -> dict[str, object]:
-    """Return the facts of a transaction at RCPT; envelope holds the recipients before this one."""
-    return {
-        **of_envelope(peer, identity, envelope, source=source, declared_octets=0),
-        "recipient": recipient.address.lower(),
-        "recipient_domain": _domain(recipient.address),
-        "recipient_count": len(envelope.recipients) + 1,
-    }
-
-
-def of_message(
-    peer: Peer,
-    identity: Identity | None,
-    envelope: Envelope,
-    *,
-    source: Source,
-    letter: Letter,
-    verdicts: Sequence[Verdict],
-    organization_id: str,
-) -> Gathered:
-    """Return the facts of a whole message for the recipients of one organization."""
-    header_from = letter.from_addresses[0].lower() if letter.from_addresses else ""
-    known = {
-        **of_envelope(peer, identity, envelope, source=source, declared_octets=letter.octets),
-        **of_verdicts(verdicts),
-        "recipient_count": len(envelope.recipients),
-        "recipients": [recipient.address.lower() for recipient in envelope.recipients],
-        "organization_id": organization_id,
-        "inbox_id": (identity.mailbox_id if identity else None) or "",
-        "size_octets": letter.octets,
-        "header_from": header_from,
-        "header_from_domain": _domain(header_from),
-        "header_from_count": len(letter.from_addresses),
-        "subject": letter.subject.lower(),
-        "message_id": letter.message_id,
-        "header_names": list(letter.names),
-        "received_count": letter.received_count,
-        "list_unsubscribe": "list-unsubscribe" in letter.names,
-        "precedence": letter.precedence,
-        "auto_submitted": letter.auto_submitted,
-    }
-    return Gathered(known, {"attachments": letter.attachments})
-
-
-def of_placement(message: Gathered, recipient: str, mailbox_id: str) -> Gathered:
+def of_placement(message: Facts, recipient: str, mailbox_id: str) -> Facts:
     """Return the facts of a message about to be placed into one inbox."""
-    placed = Gathered(message, message._costly)
-    placed.update(recipient=recipient.lower(), recipient_domain=_domain(recipient), inbox_id=mailbox_id)
-    return placed
+    return Facts(replace(message.case, recipient=recipient, mailbox_id=mailbox_id))
+
+
+def _letter(case: Case) -> Letter:
+    assert case.letter is not None, "rules ask for content only where there is content"
+    return case.letter
+
+
+def _author(case: Case) -> str:
+    addresses = _letter(case).from_addresses
+    return addresses[0].lower() if addresses else ""
+
+
+SOURCES: Mapping[str, Callable[[Case], object]] = {
+    "client_ip": lambda case: case.peer.address,
+    "client_port": lambda case: case.peer.port,
+    "reverse_name": lambda case: (case.peer.reverse_name or "").lower(),
+    "tls": lambda case: case.peer.tls_version is not None,
+    "tls_version": lambda case: case.peer.tls_version or "",
+    "helo": lambda case: case.peer.helo.lower(),
+    "source": lambda case: case.source.value,
+    "authenticated": lambda case: case.identity is not None,
+    "identity": lambda case: case.identity.id if case.identity else "",
+    "scopes": lambda case: sorted(case.identity.scopes) if case.identity else [],
+    "sender": lambda case: (case.envelope.reverse_path or "").lower(),
+    "sender_domain": lambda case: _domain(case.envelope.reverse_path or ""),
+    "is_bounce": lambda case: case.envelope.reverse_path is None,
+    "smtputf8": lambda case: case.envelope.smtputf8,
+    "declared_octets": lambda case: case.declared_octets,
+    "recipient": lambda case: case.recipient.lower(),
+    "recipient_domain": lambda case: _domain(case.recipient),
+    "recipient_count": lambda case: case.recipient_count,
+    "recipients": lambda case: [one.address.lower() for one in case.envelope.recipients],
+    "organization_id": lambda case: case.organization_id,
+    "inbox_id": lambda case: case.mailbox_id,
+    "size_octets": lambda case: _letter(case).octets,
+    "header_from": _author,
+    "header_from_domain": lambda case: _domain(_author(case)),
+    "header_from_count": lambda case: len(_letter(case).from_addresses),
+    "subject": lambda case: _letter(case).subject.lower(),
+    "message_id": lambda case: _letter(case).word(b"message-id"),
+    "header_names": lambda case: list(_letter(case).names),
+    "received_count": lambda case: _letter(case).received_count,
+    "attachments": lambda case: _letter(case).attachments,
+    "list_unsubscribe": lambda case: _letter(case).has(b"list-unsubscribe"),
+    "precedence": lambda case: _letter(case).word(b"precedence").lower(),
+    "auto_submitted": lambda case: _letter(case).word(b"auto-submitted").lower(),
+}
 
 
 def of_verdicts(verdicts: Sequence[Verdict]) -> dict[str, object]:

@@ -128,7 +128,7 @@ class Judgement:
 
     letter: evidence.Letter
     verdicts: tuple[Verdict, ...]
-    facts: evidence.Gathered
+    facts: evidence.Facts
     decision: Decision
 
 
@@ -161,12 +161,12 @@ class Intake:
     async def connected(self, peer: Peer) -> None:
         """Judge a new connection; raises Refusal."""
         if self._rulebook.asks("connect"):
-            refuse(self._rulebook.decide("connect", evidence.of_peer(peer)))
+            refuse(self._rulebook.decide("connect", evidence.Facts(evidence.Case(peer))))
 
     async def helo(self, peer: Peer) -> None:
         """Judge the EHLO or HELO argument; raises Refusal."""
         if self._rulebook.asks("helo"):
-            refuse(self._rulebook.decide("helo", evidence.of_peer(peer)))
+            refuse(self._rulebook.decide("helo", evidence.Facts(evidence.Case(peer))))
 
     async def sender(
         self,
@@ -181,11 +181,10 @@ class Intake:
         if identity is not None and envelope.reverse_path is not None:
             await self._require_ownership(identity, envelope.reverse_path, "envelope sender")
         if self._rulebook.asks("mail"):
-            source = Source.SUBMISSION if identity else Source.MX
-            facts = evidence.of_envelope(
-                peer, identity, envelope, source=source, declared_octets=declared_octets or 0
+            case = evidence.Case(
+                peer, identity, envelope, _source(identity), declared_octets=declared_octets or 0
             )
-            refuse(self._rulebook.decide("mail", facts))
+            refuse(self._rulebook.decide("mail", evidence.Facts(case)))
 
     async def recipient(
         self,
@@ -203,9 +202,15 @@ class Intake:
         if isinstance(resolution, Local):
             await self._require_quota(resolution)
         if self._rulebook.asks("rcpt"):
-            source = Source.SUBMISSION if identity else Source.MX
-            facts = evidence.of_recipient(peer, identity, envelope, source=source, recipient=recipient)
-            refuse(self._rulebook.decide("rcpt", facts))
+            case = evidence.Case(
+                peer,
+                identity,
+                envelope,
+                _source(identity),
+                recipient=recipient.address,
+                recipient_count=len(envelope.recipients) + 1,
+            )
+            refuse(self._rulebook.decide("rcpt", evidence.Facts(case)))
 
     async def accept(self, arrival: Arrival, *, wait_applied: bool = False) -> Receipt:
         """Take a message in; returns when it is durable, or applied where that is asked.
@@ -221,7 +226,7 @@ class Intake:
         if arrival.source in FROM_SENDERS:
             arrival, letter = await self._complete(arrival, letter)
         verdicts = await self._verify(arrival)
-        if arrival.source in FROM_OUTSIDE and "authentication-results" in letter.names:
+        if arrival.source in FROM_OUTSIDE and letter.has(b"authentication-results"):
             hostname = self._settings.hostname
             arrival, letter = await self._rewrite(arrival, letter, select=lambda head: forged(head, hostname))
         groups = await self._group(arrival)
@@ -270,7 +275,7 @@ class Intake:
         added = completion.missing_fields(
             letter, message_id=message_id, hostname=self._settings.hostname, at=self._clock.now()
         )
-        if added or letter.has_bcc:
+        if added or letter.has(b"bcc"):
             return await self._rewrite(arrival, letter, added=added, select=completion.bcc_fields)
         return arrival, letter
 
@@ -333,15 +338,19 @@ class Intake:
     def _decide(
         self, arrival: Arrival, group: _Group, letter: evidence.Letter, verdicts: tuple[Verdict, ...]
     ) -> Judgement:
-        facts = evidence.of_message(
+        identity = arrival.identity
+        case = evidence.Case(
             arrival.peer,
-            arrival.identity,
+            identity,
             arrival.envelope,
-            source=arrival.source,
+            arrival.source,
+            recipient_count=len(arrival.envelope.recipients),
             letter=letter,
             verdicts=verdicts,
             organization_id=group.organization_id,
+            mailbox_id=(identity.mailbox_id if identity else None) or "",
         )
+        facts = evidence.Facts(case)
         decision = Decision()
         for stage in STAGES_OF[arrival.source]:
             if self._rulebook.asks(stage):
@@ -435,8 +444,10 @@ class Intake:
 
     def _received(self, arrival: Arrival, message_id: str, now: int) -> bytes:
         recipients = arrival.envelope.recipients
+        # Who asked over HTTP is no relay of the message: its address is not the recipients' affair.
+        peer = Peer("", helo=self._settings.hostname) if arrival.source is Source.API else arrival.peer
         return trace.received(
-            arrival.peer,
+            peer,
             host=self._settings.hostname,
             protocol=_with_keyword(arrival),
             id=message_id,
@@ -491,6 +502,10 @@ class Intake:
             # The message id was given and is there already: its first arrival stands.
             return Receipt(message_ids)
         return Receipt(message_ids, tuple(place for places in placed for place in places))
+
+
+def _source(identity: Identity | None) -> Source:
+    return Source.SUBMISSION if identity else Source.MX
 
 
 def _no_room() -> Refusal:

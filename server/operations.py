@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from server.login import hash_password, new_key, new_password, scram_verifier
 from server.mail.address import AddressSyntax, normalise, parse_mailbox
+from server.sender_auth import zone
 from server.sender_auth.keys import ALGORITHMS, make_key
 from storage import accounts, audit, events, queue_view, reconcile
 from storage.errors import Conflict, Missing
@@ -116,29 +117,7 @@ def domain_dns(context: Context, *, name: str) -> dict[str, Any]:
     )
     if found is None:
         raise OperationFailed("no_such_domain", f"{domain} is no domain of this appliance")
-    records = [
-        _record("MX", domain, f"10 {context.hostname}.", "mail for the domain comes here"),
-        _record(
-            "TXT", domain, "v=spf1 mx -all", "this server, and no other, sends for the domain (RFC 7208)"
-        ),
-    ]
-    records.extend(
-        _record(
-            "TXT",
-            f"{key.selector}._domainkey.{domain}",
-            key.public_record,
-            f"the public key of {key.algorithm} signatures (RFC 6376)",
-        )
-        for key in keys
-    )
-    records.append(
-        _record(
-            "TXT",
-            f"_dmarc.{domain}",
-            f"v=DMARC1; p=quarantine; rua=mailto:postmaster@{domain}",
-            "what receivers do with mail that proves neither (RFC 9989)",
-        )
-    )
+    records = [asdict(record) for record in zone.records(domain, hostname=context.hostname, keys=keys)]
     return {"domain": domain, "records": records}
 
 
@@ -307,10 +286,6 @@ def _step(event: Event) -> dict[str, Any]:
         "inbox": event.mailbox_id,
         "data": dict(event.data),
     }
-
-
-def _record(kind: str, name: str, value: str, why: str) -> dict[str, str]:
-    return {"type": kind, "name": name, "value": value, "why": why}
 
 
 def _domain_name(text: str) -> str:

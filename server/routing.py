@@ -117,11 +117,12 @@ class Routing:
         owner = accounts.find_domain(connection, name=domain)
         if owner is None:
             return Remote(domain)
-        routes = {route.pattern: route for route in accounts.find_routes(connection, domain=domain)}
         base = local.split("+", 1)[0]
-        for candidate in dict.fromkeys((local, base)):
-            if not candidate:
-                continue
+        candidates = [name for name in dict.fromkeys((local, base)) if name]
+        patterns = [f"{name}@{domain}" for name in (*candidates, "*")]
+        found = accounts.find_routes(connection, domain=domain, patterns=patterns)
+        routes = {route.pattern: route for route in found}
+        for candidate in candidates:
             route = routes.get(f"{candidate}@{domain}")
             if route is not None:
                 return self._follow(connection, route, address)

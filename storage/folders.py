@@ -22,7 +22,7 @@ from storage.db import Notice, publish
 from storage.errors import BadName, Conflict, Full, Missing, StorageError
 from storage.maildir import INBOX, Maildir, directory_name, gone_name
 from storage.records import Folder
-from storage.selection import run
+from storage.selection import members, pack, run
 
 LEVELS = 32
 DIRECTORY_OCTETS = 255  # what file systems take as one name: Maildir++ keeps all levels in one
@@ -120,14 +120,16 @@ def create_folder(
     if special_use not in SPECIAL_USES:
         raise BadName(f"no special use: {special_use!r}")
     wanted = normal_name(name)
-    known = {folder.name: folder for folder in folders(connection, mailbox_id=mailbox_id)}
+    known = _known(connection, mailbox_id, [wanted, *parents(wanted)])
     if wanted in known:
         raise Conflict(f"folder {wanted} exists")
-    if special_use and any(folder.special_use == special_use for folder in known.values()):
+    text = "SELECT 1 FROM folders WHERE mailbox_id = ? AND special_use = ?"
+    if special_use and run(connection, text, (mailbox_id, special_use)).fetchone() is not None:
         raise Conflict(f"another folder is {special_use}")
     made = [(parent, "", False) for parent in parents(wanted) if parent not in known]
     made.append((wanted, special_use, False))
-    if len(known) + len(made) > FOLDERS:
+    text = "SELECT count(*) FROM folders WHERE mailbox_id = ?"
+    if run(connection, text, (mailbox_id,)).fetchone()[0] + len(made) > FOLDERS:
         raise Full(f"an inbox has at most {FOLDERS} folders")
     return _insert(connection, mailbox_id, made, at)[-1]
 
@@ -270,6 +272,11 @@ def folder_of(row: Sequence[Any]) -> Folder:
     values = list(row)
     values[7] = bool(values[7])
     return Folder(*values)
+
+
+def _known(connection: Connection, mailbox_id: str, names: Sequence[str]) -> set[str]:
+    text = f"SELECT name FROM folders WHERE mailbox_id = ? AND name IN {members(connection, 'text')}"  # noqa: S608 - ours
+    return {row[0] for row in run(connection, text, (mailbox_id, pack(connection, names))).fetchall()}
 
 
 def _own(connection: Connection, mailbox_id: str, name: str) -> Folder:

@@ -208,7 +208,7 @@ def parse_copy(base: str) -> tuple[int, int] | None:
 
 
 def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 20
+    return text.isascii() and text.isdigit() and len(text) <= 18
 
 
 def directory_name(folder: str) -> str:

@@ -8,12 +8,13 @@ changes nothing; IMAP's view of the same rows is in mailboxes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, func, select
 
 from storage.records import Entry, Message, Source
 from storage.schema import entries, events, folders, mailboxes, messages, organizations, renditions
+from storage.selection import run
 
 PAGE_LIMIT = 200
 # Doors at which the envelope sender was proved; anybody can claim one at the MX.
@@ -31,6 +32,38 @@ _FACTS = (
     messages.c.from_,
     messages.c.to,
 )
+
+
+class Line(NamedTuple):
+    """One line of a list, as the query gives it; keywords: separated by spaces."""
+
+    uid: int
+    message_id: str
+    flags: int
+    keywords: str
+    internal_date: int
+    octets: int
+    subject: str
+    from_: str
+    to: str
+    thread_id: str
+    preview: str
+    attachments: int
+
+
+# Lists are what programs ask most: a plain text costs a fifth of the same query built of expressions.
+_FOLDER = (
+    "SELECT f.id FROM folders f JOIN mailboxes m ON m.id = f.mailbox_id "
+    "WHERE m.id = ? AND m.organization_id = ? AND f.name = ?"
+)
+_LINES = (
+    "SELECT e.uid, e.message_id, e.flags, e.keywords, e.internal_date, e.octets, m.subject, m.from_, "
+    "m.\"to\", m.thread_id, COALESCE(r.preview, ''), COALESCE(r.attachments, 0) "
+    "FROM entries e JOIN messages m ON m.id = e.message_id "
+    "LEFT JOIN renditions r ON r.message_id = e.message_id "
+    "WHERE e.folder_id = ? AND e.uid < ? ORDER BY e.uid DESC LIMIT ?"
+)
+_NO_UID = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,31 +94,17 @@ def page(
     folder: str = "INBOX",
     before_uid: int | None = None,
     limit: int = 50,
-) -> list[Listed] | None:
+) -> list[Line] | None:
     """Return up to `limit` messages of a folder, newest first, with UIDs below `before_uid`.
 
     None if the inbox is not the organization's or has no such folder.
     """
-    owned = select(folders.c.id).join(mailboxes, mailboxes.c.id == folders.c.mailbox_id)
-    owned = owned.where(
-        mailboxes.c.id == mailbox_id,
-        mailboxes.c.organization_id == organization_id,
-        folders.c.name == folder,
-    )
-    folder_id = connection.execute(owned).scalar()
-    if folder_id is None:
+    found = run(connection, _FOLDER, (mailbox_id, organization_id, folder)).fetchone()
+    if found is None:
         return None
-    query = (
-        select(*_FACTS, messages.c.thread_id, entries, renditions.c.preview, renditions.c.attachments)
-        .select_from(entries)
-        .join(messages, messages.c.id == entries.c.message_id)
-        .outerjoin(renditions, renditions.c.message_id == entries.c.message_id)
-        .where(entries.c.folder_id == folder_id)
-    )
-    if before_uid is not None:
-        query = query.where(entries.c.uid < before_uid)
-    query = query.order_by(entries.c.uid.desc()).limit(max(1, min(limit, PAGE_LIMIT)))
-    return [_listed(row, folder) for row in connection.execute(query)]
+    below = _NO_UID if before_uid is None else before_uid
+    rows = run(connection, _LINES, (found[0], below, max(1, min(limit, PAGE_LIMIT))))
+    return [Line(*row) for row in rows.fetchall()]
 
 
 def find(connection: Connection, *, organization_id: str, mailbox_id: str, message_id: str) -> Listed | None:

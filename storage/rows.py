@@ -22,7 +22,7 @@ from storage.db import Notice, publish
 from storage.errors import StorageError
 from storage.maildir import flags_of, info
 from storage.placing import Location, Name, Work
-from storage.records import DeliveryState, Event, LocalTarget, Placed, RemoteTarget
+from storage.records import DeliveryState, Event, LocalTarget, Placed, RemoteTarget, Source
 
 Row = tuple[Any, ...]
 REFERENCES = 20
@@ -30,6 +30,10 @@ HEADER_ID_CHARACTERS = 500
 _LOOKUP = 500
 _CHUNKS = (64, 16, 4, 1)
 _ID = re.compile(r"<[^<>\s]{1,498}>")
+
+
+# What a sender's own folder gets is no news to whoever waits for mail.
+_KEPT = frozenset({Source.API, Source.SUBMISSION, Source.APPEND})
 
 
 class Stale(StorageError):
@@ -278,7 +282,7 @@ class Batch:
         return _event_row(
             Event(
                 id=ids.new("evt"),
-                kind="message.received",
+                kind="message.kept" if record.source in _KEPT else "message.received",
                 at=self._at,
                 organization_id=record.organization_id,
                 message_id=record.message_id,

@@ -157,11 +157,12 @@ def _sort_unknown(
         return [], []
     # A name may lie in new and in cur for a moment while it moves.
     known = _known(connection, folder.id, unknown, since=0) | _removed(connection, folder.id)
+    copies = _copies(connection, folder, unknown)
     foreign: list[str] = []
     leftover: list[str] = []
     for base, path in sorted(unknown.items()):
         if base not in known:
-            is_ours = _is_copy(base, folder) and _links(directory / path) > 1
+            is_ours = base in copies and _links(directory / path) > 1
             (leftover if is_ours else foreign).append(path)
     return foreign, leftover
 
@@ -172,10 +173,18 @@ def _is_in_flight(base: str, applied: dict[str, int]) -> bool:
     return origin is not None and origin.sequence > applied.get(origin.instance, origin.sequence)
 
 
-def _is_copy(base: str, folder: Folder) -> bool:
-    """Return whether a file was linked here by a copy of ours, be it in flight or undone."""
-    copied = parse_copy(base)
-    return copied is not None and copied[1] == folder.id
+def _copies(connection: Connection, folder: Folder, bases: Iterable[str]) -> set[str]:
+    """Return which files were linked here by copies of ours, in flight or undone.
+
+    One for a folder that is not there was for this one, whose making was undone too.
+    """
+    named = {base: copied[1] for base in bases if (copied := parse_copy(base)) is not None}
+    if not named:
+        return set()
+    text = f"SELECT id FROM folders WHERE id IN {members(connection)}"  # noqa: S608 - ours
+    rows = run(connection, text, (pack(connection, sorted(set(named.values()))),)).fetchall()
+    others = {row[0] for row in rows} - {folder.id}
+    return {base for base, folder_id in named.items() if folder_id not in others}
 
 
 def _known(connection: Connection, folder_id: int, bases: Iterable[str], *, since: int) -> set[str]:

@@ -10,6 +10,7 @@ forgotten. Reads no configuration and knows no protocol.
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from storage.worker import Worker
 
 BACKLOG_OCTETS = 64 << 20
 CHECKPOINT_WAIT_SECONDS = 60.0
+ROOM_SECONDS = 0.25  # how long a look at the free space is believed; the journal looks at each batch
 VACUUM_PAGES = 2000
 
 _log = logging.getLogger(__name__)
@@ -48,6 +50,8 @@ class Store:
     render: Render
     spool_threshold_octets: int
     recovery: Recovery
+    _room: int
+    _room_until: float
 
     @classmethod
     def open(
@@ -94,8 +98,12 @@ class Store:
 
     def has_room(self, octets: int = 0) -> bool:
         """Return whether the disk keeps its reserve when this much more is taken in."""
-        disk = os.statvfs(self._journal_directory)
-        return disk.f_bavail * disk.f_frsize - octets >= self._reserve_octets
+        now = time.monotonic()
+        if now >= self._room_until:
+            disk = os.statvfs(self._journal_directory)
+            self._room = disk.f_bavail * disk.f_frsize - self._reserve_octets
+            self._room_until = now + ROOM_SECONDS
+        return self._room >= octets
 
     def spool(self) -> SpoolWriter:
         """Begin a large content; Full where the disk is at its reserve."""
@@ -233,6 +241,8 @@ class Store:
     ) -> None:
         self._segment_octets = segment_octets
         self._reserve_octets = reserve_octets
+        self._room = 0
+        self._room_until = 0.0
         self._checkpointing = threading.Lock()
         self._stopping = threading.Event()
         self._wake = threading.Event()

@@ -122,7 +122,7 @@ def words(kind: str, data: Mapping[str, Any]) -> str:
         parts += [take("peer", "at {}"), take("helo", "({})"), take("tls", "over {}")]
         parts += [take("octets", "{} octets"), take("recipients", "for {}"), take("signed", "signed for {}")]
         parts += [take("action", "decision: {}")]
-    elif kind == "message.received":
+    elif kind in ("message.received", "message.kept"):
         parts = [take("recipient", "for {}"), take("folder", "into {}"), take("uid", "as UID {}")]
     else:
         parts = [take("recipient", "to {}"), take("code"), take("enhanced"), take("text", '"{}"')]

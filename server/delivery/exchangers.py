@@ -2,7 +2,7 @@
 
 Owns the reading of MX and address records: preference, implicit MX, null MX,
 loops to ourselves, addresses that mail must not go to. Opens no connection.
-RFC 5321 5.1, RFC 7505 (null MX), RFC 3330's successors by `ipaddress`.
+RFC 5321 5.1, RFC 7505 (null MX).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Owns the reading of replies and of failures that had none. Temporary is the
 default; permanent is proved: by a 5yz reply to MAIL, RCPT, DATA or the final
 dot, by a domain that does not exist (NXDOMAIN) or takes no mail (RFC 7505).
-Pure. RFC 5321 4.2, RFC 3463, RFC 7504.
+Pure. RFC 5321 4.2, RFC 3463, RFC 7505.
 """
 
 from __future__ import annotations

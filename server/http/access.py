@@ -1,6 +1,6 @@
 """Who asks, and what their key lets them do.
 
-Owns the bearer scheme, the scopes, and the caller that a route gets. A key sees
+Owns the scopes, and the caller that a route gets. A key sees
 its own organization, a key bound to an inbox sees that inbox alone, and only
 the scope `operator` looks over organizations. What a caller may not see is 404,
 what it may see but not do is 403. RFC 6750 (bearer tokens), RFC 9110 11.6.
@@ -11,9 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fastapi.openapi.models import HTTPBearer as HTTPBearerModel
-from fastapi.security import SecurityScopes
-from fastapi.security.base import SecurityBase
 from starlette.requests import Request
 
 from server.http.problems import Problem, not_found
@@ -22,6 +19,7 @@ from server.refusal import Refusal
 from storage import accounts
 
 if TYPE_CHECKING:
+    from server.clock import Clock
     from server.threads import Hub, Threads
     from storage.db import Notice
 
@@ -129,8 +127,9 @@ class Access:
     Notes when keys were last used, in memory, for `take_used` to be written in batches.
     """
 
-    def __init__(self, login: Login, threads: Threads, hub: Hub) -> None:
+    def __init__(self, *, login: Login, threads: Threads, hub: Hub, clock: Clock) -> None:
         self._login = login
+        self._clock = clock
         self._threads = threads
         self._states: dict[str, str] = {}
         self._used: dict[str, int] = {}
@@ -143,6 +142,16 @@ class Access:
         """Return who asks; Problem 401, 403 for a suspended organization, Refusal 454 after many failures."""
         peer = request.client.host if request.client else ""
         return await self.check(_token(request), peer=peer)
+
+    async def admit(self, request: Request, scope: str) -> Caller:
+        """Return who asks if its key has a scope; raises as `caller`, and Problem 403 where it has not."""
+        caller = await self.caller(request)
+        if scope not in caller.scopes:
+            raise _scope_missing([scope], "This key lacks a scope.")
+        if scope == OPERATOR:
+            caller.require_unbound()
+        self.note_use(caller.key_id, at=self._clock.now())
+        return caller
 
     async def check(self, token: str, *, peer: str) -> Caller:
         """Return the caller of a key's secret; raises as `caller`."""
@@ -188,26 +197,3 @@ def _token(request: Request) -> str:
     if len(token) > TOKEN_LIMIT or not token.startswith(KEY_MARK) or not token.isascii():
         raise _unauthenticated("The key is unknown, expired or revoked.")
     return token
-
-
-class Bearer(SecurityBase):
-    """The security scheme of the schema; a route that depends on it gets a Caller with its scopes."""
-
-    def __init__(self) -> None:
-        self.model = HTTPBearerModel(description="An API key, `mak_…`, as bearer token.")
-        self.scheme_name = "key"
-
-    async def __call__(self, request: Request, needed: SecurityScopes) -> Caller:
-        """Return the caller, or raise Problem: 401, or 403 where one of the scopes is missing."""
-        access: Access = request.app.state.access
-        caller = await access.caller(request)
-        lacking = [scope for scope in needed.scopes if scope not in caller.scopes]
-        if lacking:
-            raise _scope_missing(lacking, "This key lacks a scope.")
-        if OPERATOR in needed.scopes:
-            caller.require_unbound()
-        access.note_use(caller.key_id, at=request.app.state.now())
-        return caller
-
-
-bearer = Bearer()

@@ -161,6 +161,25 @@ def flags(bits: int) -> list[str]:
     return [name for bit, name in _FLAG_NAMES if bits & bit]
 
 
+def row(one: messages.Line, inbox_id: str, folder: str) -> dict[str, object]:
+    """Return models.MessageSummary of a line of a list."""
+    return {
+        "id": one.message_id,
+        "inbox_id": inbox_id,
+        "folder": folder,
+        "thread_id": one.thread_id,
+        "received_at": time_text(one.internal_date),
+        "octets": one.octets,
+        "from": one.from_,
+        "to": one.to,
+        "subject": one.subject,
+        "preview": one.preview,
+        "attachments": one.attachments,
+        "flags": flags(one.flags) if one.flags else [],
+        "labels": one.keywords.split(),
+    }
+
+
 def summary(one: messages.Listed, inbox_id: str) -> dict[str, object]:
     """Return models.MessageSummary."""
     return {

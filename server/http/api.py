@@ -21,6 +21,7 @@ from server.http.inboxes import InboxRoutes
 from server.http.message_files import MessageFiles
 from server.http.messages import MessageRoutes
 from server.http.metrics import Measure, MeasureKind, Metrics
+from server.http.openapi import Door
 from server.http.organizations import OrganizationRoutes
 from server.http.sending import SendingRoutes
 from server.http.services import Services
@@ -53,7 +54,7 @@ def make_app(
     measures: Sequence[Measure] = (),
 ) -> FastAPI:
     """Return the ASGI application; measures: what else /metrics tells."""
-    access = Access(login, threads, hub)
+    access = Access(login=login, threads=threads, hub=hub, clock=clock)
     metrics = Metrics((*_own_measures(threads), *measures))
     services = Services(
         threads=threads,
@@ -72,24 +73,23 @@ def make_app(
         redirect_slashes=False,
         lifespan=make_lifespan(access=access, threads=threads, clock=clock),
     )
-    app.state.access = access
-    app.state.now = clock.now
     problems.install(app)
-    _add_routes(app, services)
+    door = Door(app, access)
+    _add_routes(door, services)
     health = HealthRoutes(
         threads=threads,
         access=access,
         metrics=metrics,
         store_health=store_health or _default_health(threads),
     )
-    app.include_router(health.router())
-    app.include_router(Console(services=services, access=access).router())
+    health.add_to(door)
+    Console(services=services, access=access).add_to(app)
     app.add_middleware(Edge, metrics=metrics, clock=clock)
     openapi.install(app, VERSION)
     return app
 
 
-def _add_routes(app: FastAPI, services: Services) -> None:
+def _add_routes(door: Door, services: Services) -> None:
     files = MessageFiles(services)
     for routes in (
         OrganizationRoutes(services),
@@ -98,7 +98,7 @@ def _add_routes(app: FastAPI, services: Services) -> None:
         MessageRoutes(services, files),
         HappeningRoutes(services),
     ):
-        app.include_router(routes.router())
+        routes.add_to(door)
 
 
 def _default_health(threads: Threads) -> Callable[[], Mapping[str, object]]:

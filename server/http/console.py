@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
-from fastapi import APIRouter
+from fastapi import FastAPI
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 
@@ -68,9 +68,8 @@ class Console:
             lstrip_blocks=True,
         )
 
-    def router(self) -> APIRouter:
-        """Return the routes; they are no part of the API's schema."""
-        router = APIRouter(prefix=PLACE, include_in_schema=False)
+    def add_to(self, app: FastAPI) -> None:
+        """Add the pages; they are no part of the API's schema."""
         for method, path, endpoint in (
             ("GET", "", self.overview),
             ("GET", "/sign-in", self.sign_in_page),
@@ -80,10 +79,14 @@ class Console:
             ("GET", "/messages/{message_id}", self.message),
             ("GET", "/static/{name}", self.static),
         ):
-            router.add_api_route(
-                path, endpoint, methods=[method], response_class=Response, response_model=None
+            app.add_api_route(
+                PLACE + path,
+                endpoint,
+                methods=[method],
+                response_class=Response,
+                response_model=None,
+                include_in_schema=False,
             )
-        return router
 
     async def overview(self, request: Request) -> Response:
         """Show how much there is, what waits, what happened last."""

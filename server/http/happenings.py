@@ -8,17 +8,16 @@ message's timeline what concerns that inbox.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter, Query, Security
 from starlette.requests import Request
 from starlette.responses import Response
 
 from server.http import answers, models
-from server.http.access import Caller, bearer
+from server.http.access import Caller
 from server.http.answers import answer, next_cursor
-from server.http.openapi import PREFIX, describe
-from server.http.organizations import Cursor, Limit, expiry
+from server.http.openapi import Door
+from server.http.organizations import expiry
 from server.http.problems import not_found
 from server.http.services import Services, known_id, normal_address, write_audit
 from storage import events, messages, queue, suppression
@@ -27,15 +26,6 @@ from storage.records import Event, Suppression
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-EventReader = Annotated[Caller, Security(bearer, scopes=["event:read"])]
-MessageReader = Annotated[Caller, Security(bearer, scopes=["message:read"])]
-SuppressionWriter = Annotated[Caller, Security(bearer, scopes=["suppression:write"])]
-Kinds = Annotated[
-    list[Annotated[str, Query(max_length=64)]],
-    Query(alias="kind", max_length=50, description="Only events of these kinds; repeat for several."),
-]
-EventLimit = Annotated[int, Query(ge=1, le=1000, description="Events on a page.")]
-
 
 class HappeningRoutes:
     """Events, timelines, suppressions."""
@@ -43,29 +33,49 @@ class HappeningRoutes:
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    def router(self) -> APIRouter:
-        """Return the routes."""
-        router = APIRouter(prefix=PREFIX)
-        describe(
-            router, "GET", "/messages/{message_id}/timeline", self.timeline, answer=models.Timeline,
+    def add_to(self, door: Door) -> None:
+        """Add the routes."""
+        door.add(
+            "GET /messages/{message_id}/timeline",
+            self.timeline,
+            scope="message:read",
+            answer=models.Timeline,
             tag="Messages",
-        )  # fmt: skip
-        describe(router, "GET", "/events", self.list_events, answer=models.EventList, tag="Events")
-        describe(
-            router, "GET", "/suppressions", self.list_suppressions, answer=models.SuppressionList,
+        )
+        door.add(
+            "GET /events",
+            self.list_events,
+            scope="event:read",
+            query=models.EventPageQuery,
+            answer=models.EventList,
+            tag="Events",
+        )
+        door.add(
+            "GET /suppressions",
+            self.list_suppressions,
+            scope="suppression:write",
+            query=models.PageQuery,
+            answer=models.SuppressionList,
             tag="Suppressions",
-        )  # fmt: skip
-        describe(
-            router, "POST", "/suppressions", self.add_suppression, request=models.SuppressionRequest,
-            answer=models.Suppression, status=201, tag="Suppressions",
-        )  # fmt: skip
-        describe(
-            router, "DELETE", "/suppressions/{address}", self.remove_suppression, status=204,
+        )
+        door.add(
+            "POST /suppressions",
+            self.add_suppression,
+            scope="suppression:write",
+            request=models.SuppressionRequest,
+            answer=models.Suppression,
+            status=201,
             tag="Suppressions",
-        )  # fmt: skip
-        return router
+        )
+        door.add(
+            "DELETE /suppressions/{address}",
+            self.remove_suppression,
+            scope="suppression:write",
+            status=204,
+            tag="Suppressions",
+        )
 
-    async def timeline(self, caller: MessageReader, message_id: str) -> Response:
+    async def timeline(self, caller: Caller, message_id: str) -> Response:
         """Show all that happened to a message: each step, each delivery, in the remote's own words."""
         known_id(message_id)
 
@@ -76,18 +86,16 @@ class HappeningRoutes:
 
     async def list_events(
         self,
-        caller: EventReader,
-        limit: EventLimit = 100,
-        cursor: Cursor = "",
-        kind: Kinds = [],  # noqa: B006 - never changed; the framework shows it as the default
+        caller: Caller,
+        query: models.EventPageQuery,
     ) -> Response:
         """List events, oldest first. `next_cursor` is the place to go on from, also when nothing is new."""
 
         def unit(connection: Connection) -> list[Event]:
             seq = 0
-            if cursor:
+            if query.cursor:
                 known = events.seq_of(
-                    connection, organization_id=caller.organization_id, event_id=known_id(cursor)
+                    connection, organization_id=caller.organization_id, event_id=known_id(query.cursor)
                 )
                 if known is None:
                     raise not_found()
@@ -95,31 +103,29 @@ class HappeningRoutes:
             return events.after(
                 connection,
                 seq=seq,
-                kinds=kind or None,
+                kinds=query.kind or None,
                 organization_id=caller.organization_id,
                 mailbox_id=caller.bound_to,
-                limit=limit,
+                limit=query.limit,
             )
 
         page = await self._services.threads.read(unit)
-        after = page[-1].id if page else cursor or None
+        after = page[-1].id if page else query.cursor or None
         return answer({"events": [answers.event(one) for one in page], "next_cursor": after})
 
-    async def list_suppressions(
-        self, caller: SuppressionWriter, limit: Limit = 50, cursor: Cursor = ""
-    ) -> Response:
+    async def list_suppressions(self, caller: Caller, query: models.PageQuery) -> Response:
         """List the addresses that the organization's mail may not go to now."""
         caller.require_unbound()
         now = self._services.clock.now()
         page = await self._services.threads.read(
             lambda c: suppression.suppressions(
-                c, organization_id=caller.organization_id, at=now, after=cursor, limit=limit
+                c, organization_id=caller.organization_id, at=now, after=query.cursor, limit=query.limit
             )
         )
-        after = next_cursor(page, limit, page[-1].id) if page else None
+        after = next_cursor(page, query.limit, page[-1].id) if page else None
         return answer({"suppressions": [answers.suppression(one) for one in page], "next_cursor": after})
 
-    async def add_suppression(self, caller: SuppressionWriter, request: Request) -> Response:
+    async def add_suppression(self, caller: Caller, request: Request) -> Response:
         """Suppress an address; one that is suppressed already gets the new cause and expiry."""
         caller.require_unbound()
         asked = await self._services.bodies.read(request, models.SuppressionRequest)
@@ -143,7 +149,7 @@ class HappeningRoutes:
         made = await self._services.threads.write(unit)
         return answer(answers.suppression(made), status=201)
 
-    async def remove_suppression(self, caller: SuppressionWriter, address: str) -> Response:
+    async def remove_suppression(self, caller: Caller, address: str) -> Response:
         """Let mail go to an address again."""
         caller.require_unbound()
         wanted = normal_address(address)

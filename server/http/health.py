@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import structlog
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -21,7 +20,7 @@ from server.http import models
 from server.http.access import Access
 from server.http.answers import answer
 from server.http.metrics import CONTENT_TYPE, Metrics
-from server.http.openapi import describe
+from server.http.openapi import Door
 from server.http.problems import Problem
 
 if TYPE_CHECKING:
@@ -54,13 +53,11 @@ class HealthRoutes:
         self._metrics = metrics
         self._store_health = store_health
 
-    def router(self) -> APIRouter:
-        """Return the routes."""
-        router = APIRouter()
-        describe(router, "GET", "/health", self.health, answer=models.Health, tag="Operation")
-        describe(router, "GET", "/ready", self.ready, answer=models.Health, tag="Operation")
-        describe(router, "GET", "/metrics", self.metrics, media="text/plain", tag="Operation")
-        return router
+    def add_to(self, door: Door) -> None:
+        """Add the routes."""
+        door.add("GET /health", self.health, answer=models.Health, tag="Operation")
+        door.add("GET /ready", self.ready, answer=models.Health, tag="Operation")
+        door.add("GET /metrics", self.metrics, media="text/plain", tag="Operation")
 
     async def health(self) -> Response:
         """Tell that the process lives."""

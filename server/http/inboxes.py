@@ -7,17 +7,15 @@ SMTP, so only a key that may do all that itself hands one out; it is shown once.
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from fastapi import APIRouter, Security
 from starlette.requests import Request
 from starlette.responses import Response
 
 from server.http import answers, models
-from server.http.access import Caller, bearer
+from server.http.access import Caller
 from server.http.answers import answer, next_cursor
-from server.http.openapi import PREFIX, describe
-from server.http.organizations import Cursor, Limit
+from server.http.openapi import Door
 from server.http.problems import Problem, not_found
 from server.http.services import Services, known_id, normal_address, write_audit
 from server.login import hash_password, new_password, scram_verifier
@@ -28,8 +26,6 @@ from storage.records import Credential, Mailbox
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-InboxReader = Annotated[Caller, Security(bearer, scopes=["inbox:read"])]
-InboxWriter = Annotated[Caller, Security(bearer, scopes=["inbox:write"])]
 GRANTED_BY_PASSWORD = frozenset({"message:read", "message:send", "message:delete"})
 # Crockford's alphabet without vowels' look-alikes: addresses that can be read aloud.
 _ALPHABET = "23456789abcdefghjkmnpqrstvwxyz"
@@ -42,34 +38,61 @@ class InboxRoutes:
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    def router(self) -> APIRouter:
-        """Return the routes."""
-        router = APIRouter(prefix=PREFIX)
-        describe(
-            router, "POST", "/inboxes", self.add, request=models.InboxRequest, answer=models.Inbox,
-            status=201, tag="Inboxes",
-        )  # fmt: skip
-        describe(router, "GET", "/inboxes", self.list_all, answer=models.InboxList, tag="Inboxes")
-        describe(router, "GET", "/inboxes/{inbox_id}", self.get, answer=models.InboxDetails, tag="Inboxes")
-        describe(
-            router, "PATCH", "/inboxes/{inbox_id}", self.change, request=models.InboxChange,
-            answer=models.Inbox, tag="Inboxes",
-        )  # fmt: skip
-        describe(
-            router, "POST", "/inboxes/{inbox_id}/credentials", self.add_credential,
-            request=models.CredentialRequest, answer=models.CredentialSecret, status=201, tag="App passwords",
-        )  # fmt: skip
-        describe(
-            router, "GET", "/inboxes/{inbox_id}/credentials", self.list_credentials,
-            answer=models.CredentialList, tag="App passwords",
-        )  # fmt: skip
-        describe(
-            router, "DELETE", "/inboxes/{inbox_id}/credentials/{credential_id}", self.revoke_credential,
-            status=204, tag="App passwords",
-        )  # fmt: skip
-        return router
+    def add_to(self, door: Door) -> None:
+        """Add the routes."""
+        door.add(
+            "POST /inboxes",
+            self.add,
+            scope="inbox:write",
+            request=models.InboxRequest,
+            answer=models.Inbox,
+            status=201,
+            tag="Inboxes",
+        )
+        door.add(
+            "GET /inboxes",
+            self.list_all,
+            scope="inbox:read",
+            query=models.PageQuery,
+            answer=models.InboxList,
+            tag="Inboxes",
+        )
+        door.add(
+            "GET /inboxes/{inbox_id}", self.get, scope="inbox:read", answer=models.InboxDetails, tag="Inboxes"
+        )
+        door.add(
+            "PATCH /inboxes/{inbox_id}",
+            self.change,
+            scope="inbox:write",
+            request=models.InboxChange,
+            answer=models.Inbox,
+            tag="Inboxes",
+        )
+        door.add(
+            "POST /inboxes/{inbox_id}/credentials",
+            self.add_credential,
+            scope="inbox:write",
+            request=models.CredentialRequest,
+            answer=models.CredentialSecret,
+            status=201,
+            tag="App passwords",
+        )
+        door.add(
+            "GET /inboxes/{inbox_id}/credentials",
+            self.list_credentials,
+            scope="inbox:read",
+            answer=models.CredentialList,
+            tag="App passwords",
+        )
+        door.add(
+            "DELETE /inboxes/{inbox_id}/credentials/{credential_id}",
+            self.revoke_credential,
+            scope="inbox:write",
+            status=204,
+            tag="App passwords",
+        )
 
-    async def add(self, caller: InboxWriter, request: Request) -> Response:
+    async def add(self, caller: Caller, request: Request) -> Response:
         """Create an inbox: at an address, or at one that is made up on a domain of the organization."""
         caller.require_unbound()
         asked = await self._services.bodies.read(request, models.InboxRequest)
@@ -99,13 +122,13 @@ class InboxRoutes:
             ) from None
         return answer(answers.inbox(made), status=201, headers={"Location": f"/v1/inboxes/{made.id}"})
 
-    async def list_all(self, caller: InboxReader, limit: Limit = 50, cursor: Cursor = "") -> Response:
+    async def list_all(self, caller: Caller, query: models.PageQuery) -> Response:
         """List the organization's inboxes, or the one that the key is bound to."""
 
         def unit(connection: Connection) -> list[Mailbox]:
             if caller.bound_to is None:
                 return accounts.mailboxes(
-                    connection, organization_id=caller.organization_id, after=cursor, limit=limit
+                    connection, organization_id=caller.organization_id, after=query.cursor, limit=query.limit
                 )
             own = accounts.mailbox(
                 connection, organization_id=caller.organization_id, mailbox_id=caller.bound_to
@@ -113,10 +136,10 @@ class InboxRoutes:
             return [] if own is None else [own]
 
         page = await self._services.threads.read(unit)
-        after = next_cursor(page, limit, page[-1].id) if page and caller.bound_to is None else None
+        after = next_cursor(page, query.limit, page[-1].id) if page and caller.bound_to is None else None
         return answer({"inboxes": [answers.inbox(one) for one in page], "next_cursor": after})
 
-    async def get(self, caller: InboxReader, inbox_id: str) -> Response:
+    async def get(self, caller: Caller, inbox_id: str) -> Response:
         """Show an inbox with its folders."""
         caller.reach(known_id(inbox_id))
 
@@ -128,7 +151,7 @@ class InboxRoutes:
 
         return answer(await self._services.threads.read(unit))
 
-    async def change(self, caller: InboxWriter, inbox_id: str, request: Request) -> Response:
+    async def change(self, caller: Caller, inbox_id: str, request: Request) -> Response:
         """Set an inbox active, suspended (mail is deferred) or closed (mail is refused)."""
         caller.require_unbound()
         known_id(inbox_id)
@@ -147,7 +170,7 @@ class InboxRoutes:
 
         return answer(answers.inbox(await self._services.threads.write(unit)))
 
-    async def add_credential(self, caller: InboxWriter, inbox_id: str, request: Request) -> Response:
+    async def add_credential(self, caller: Caller, inbox_id: str, request: Request) -> Response:
         """Create an app password for IMAP and SMTP. The password is shown this once.
 
         The key that asks must itself hold message:read, message:send and message:delete.
@@ -177,13 +200,13 @@ class InboxRoutes:
         payload = {**answers.credential(made), "username": inbox.address, "password": password}
         return answer(payload, status=201, headers={"Cache-Control": "no-store"})
 
-    async def list_credentials(self, caller: InboxReader, inbox_id: str) -> Response:
+    async def list_credentials(self, caller: Caller, inbox_id: str) -> Response:
         """List an inbox's app passwords that are not revoked, newest first, without the passwords."""
         await self._services.inbox(caller, inbox_id)
         found = await self._services.threads.read(lambda c: accounts.credentials(c, mailbox_id=inbox_id))
         return answer({"credentials": [answers.credential(one) for one in found]})
 
-    async def revoke_credential(self, caller: InboxWriter, inbox_id: str, credential_id: str) -> Response:
+    async def revoke_credential(self, caller: Caller, inbox_id: str, credential_id: str) -> Response:
         """Revoke an app password; it opens nothing from then on."""
         await self._services.inbox(caller, inbox_id)
         known_id(credential_id)

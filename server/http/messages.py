@@ -14,19 +14,17 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from fastapi import APIRouter, Query, Security
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from server.http import answers, models, reading
-from server.http.access import Caller, bearer
+from server.http.access import Caller
 from server.http.answers import answer, next_cursor
 from server.http.message_files import MessageFiles
-from server.http.openapi import PREFIX, describe
-from server.http.organizations import Limit
+from server.http.openapi import Door
 from server.http.problems import not_found
 from server.http.services import Services, known_id, write_audit
 from server.refusal import Broken
@@ -37,10 +35,6 @@ if TYPE_CHECKING:
 
     from storage.messages import Listed
 
-MessageReader = Annotated[Caller, Security(bearer, scopes=["message:read"])]
-MessageDeleter = Annotated[Caller, Security(bearer, scopes=["message:delete"])]
-FolderName = Annotated[str, Query(alias="folder", min_length=1, max_length=1000)]
-UidCursor = Annotated[str, Query(pattern=r"^[0-9]{0,10}$", description="`next_cursor` of the page before.")]
 CHUNK_OCTETS = 256 * 1024
 # RFC 9110 5.5 and a browser's caution: what strangers sent is data, whatever it says of itself.
 _GUARDED = {
@@ -56,31 +50,24 @@ class MessageRoutes:
         self._services = services
         self._files = files
 
-    def router(self) -> APIRouter:
-        """Return the routes."""
+    def add_to(self, door: Door) -> None:
+        """Add the routes."""
         one = "/inboxes/{inbox_id}/messages/{message_id}"
-        router = APIRouter(prefix=PREFIX)
-        describe(
-            router, "GET", "/inboxes/{inbox_id}/messages", self.list_page, answer=models.MessageList,
+        door.add(
+            "GET /inboxes/{inbox_id}/messages",
+            self.list_page,
+            scope="message:read",
+            query=models.MessagePageQuery,
+            answer=models.MessageList,
             tag="Messages",
-        )  # fmt: skip
-        describe(router, "GET", one, self.get, answer=models.Message, tag="Messages")
-        describe(router, "DELETE", one, self.delete, status=204, tag="Messages")
-        describe(router, "GET", f"{one}/raw", self.get_raw, media="message/rfc822", tag="Messages")
-        describe(
-            router, "GET", one + "/attachments/{part}", self.get_part, media="application/octet-stream",
-            tag="Messages",
-        )  # fmt: skip
-        return router
+        )
+        door.add(f"GET {one}", self.get, scope="message:read", answer=models.Message, tag="Messages")
+        door.add(f"DELETE {one}", self.delete, scope="message:delete", status=204, tag="Messages")
+        raw, part = f"GET {one}/raw", f"GET {one}" + "/attachments/{part}"
+        door.add(raw, self.get_raw, scope="message:read", media="message/rfc822", tag="Messages")
+        door.add(part, self.get_part, scope="message:read", media="application/octet-stream", tag="Messages")
 
-    async def list_page(
-        self,
-        caller: MessageReader,
-        inbox_id: str,
-        folder: FolderName = "INBOX",
-        limit: Limit = 50,
-        cursor: UidCursor = "",
-    ) -> Response:
+    async def list_page(self, caller: Caller, inbox_id: str, query: models.MessagePageQuery) -> Response:
         """List the messages of a folder, newest first."""
         caller.reach(known_id(inbox_id))
         page = await self._services.threads.read(
@@ -88,18 +75,18 @@ class MessageRoutes:
                 messages.page,
                 organization_id=caller.organization_id,
                 mailbox_id=inbox_id,
-                folder=folder,
-                before_uid=int(cursor) if cursor else None,
-                limit=limit,
+                folder=query.folder,
+                before_uid=int(query.cursor) if query.cursor else None,
+                limit=query.limit,
             )
         )
         if page is None:
             raise not_found()
-        after = next_cursor(page, limit, str(page[-1].entry.uid)) if page else None
-        shown = [answers.summary(one, inbox_id) for one in page]
+        after = next_cursor(page, query.limit, str(page[-1].uid)) if page else None
+        shown = [answers.row(one, inbox_id, query.folder) for one in page]
         return answer({"messages": shown, "next_cursor": after})
 
-    async def get(self, caller: MessageReader, inbox_id: str, message_id: str, request: Request) -> Response:
+    async def get(self, caller: Caller, inbox_id: str, message_id: str, request: Request) -> Response:
         """Show a message in full: header, text, HTML as it came, structure, files.
 
         Carries an ETag that changes with flags and labels.
@@ -114,9 +101,7 @@ class MessageRoutes:
             shown = {**answers.summary(listed, inbox_id), **content, "authentication": verdicts}
             return answer(shown, headers={"ETag": etag})
 
-    async def get_raw(
-        self, caller: MessageReader, inbox_id: str, message_id: str, request: Request
-    ) -> Response:
+    async def get_raw(self, caller: Caller, inbox_id: str, message_id: str, request: Request) -> Response:
         """Give the message's octets as they lie, trace fields on top: what IMAP would give."""
         listed = await self._files.find(caller, known_id(inbox_id), known_id(message_id))
         etag = f'"{message_id}.{listed.entry.prefix_octets}"'
@@ -133,7 +118,7 @@ class MessageRoutes:
         }
         return _Held(stack, self._stream(opened, listed.entry.octets), headers, "message/rfc822")
 
-    async def get_part(self, caller: MessageReader, inbox_id: str, message_id: str, part: str) -> Response:
+    async def get_part(self, caller: Caller, inbox_id: str, message_id: str, part: str) -> Response:
         """Give a part of a message, decoded. Its number is `part` in the message's `files`."""
         if len(part) > 200 or not part.isascii():
             raise not_found()
@@ -156,7 +141,7 @@ class MessageRoutes:
         }
         return _Held(stack, _pieces(octets), headers, media)
 
-    async def delete(self, caller: MessageDeleter, inbox_id: str, message_id: str) -> Response:
+    async def delete(self, caller: Caller, inbox_id: str, message_id: str) -> Response:
         """Delete a message from every folder of the inbox, for good."""
         caller.reach(known_id(inbox_id))
         known_id(message_id)

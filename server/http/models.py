@@ -64,6 +64,31 @@ class Problem(BaseModel):
     fix: str | None = None
 
 
+class PageQuery(BaseModel):
+    """Which page of a list."""
+
+    limit: int = Field(50, ge=1, le=200, description="Rows on a page.")
+    cursor: str = Field("", max_length=64, pattern=_LINE, description="`next_cursor` of the page before.")
+
+
+class MessagePageQuery(BaseModel):
+    """Which page of a folder."""
+
+    folder: str = Field("INBOX", min_length=1, max_length=1000, description="The folder's whole name.")
+    limit: int = Field(50, ge=1, le=200, description="Messages on a page.")
+    cursor: str = Field("", pattern=r"^[0-9]{0,10}$", description="`next_cursor` of the page before.")
+
+
+class EventPageQuery(BaseModel):
+    """Which events."""
+
+    limit: int = Field(100, ge=1, le=1000, description="Events on a page.")
+    cursor: str = Field("", max_length=64, description="`next_cursor` of the answer before.")
+    kind: list[Annotated[str, Field(max_length=64)]] = Field(
+        default_factory=list, max_length=50, description="Only events of these kinds; repeat for several."
+    )
+
+
 class OrganizationRequest(Asked):
     """A new organization."""
 

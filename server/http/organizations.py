@@ -8,16 +8,15 @@ proved yet whose it is; keys whoever holds at least what the new key gets.
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from fastapi import APIRouter, Query, Security
 from starlette.requests import Request
 from starlette.responses import Response
 
 from server.http import answers, models
-from server.http.access import OPERATOR, Caller, bearer
+from server.http.access import OPERATOR, Caller
 from server.http.answers import answer, next_cursor
-from server.http.openapi import PREFIX, describe
+from server.http.openapi import Door
 from server.http.problems import Problem, not_found
 from server.http.services import Services, known_id, write_audit
 from server.login import new_key
@@ -30,12 +29,6 @@ from storage.records import ApiKey, Organization
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-Operator = Annotated[Caller, Security(bearer, scopes=["operator"])]
-OrganizationAdmin = Annotated[Caller, Security(bearer, scopes=["org:admin"])]
-DomainAdmin = Annotated[Caller, Security(bearer, scopes=["domain:admin"])]
-Limit = Annotated[int, Query(ge=1, le=200, description="Rows on a page.")]
-Cursor = Annotated[str, Query(max_length=64, description="`next_cursor` of the page before.")]
-
 
 class OrganizationRoutes:
     """Organizations, domains, keys."""
@@ -43,42 +36,73 @@ class OrganizationRoutes:
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    def router(self) -> APIRouter:
-        """Return the routes."""
-        router = APIRouter(prefix=PREFIX)
-        describe(
-            router, "POST", "/organizations", self.add, request=models.OrganizationRequest,
-            answer=models.Organization, status=201, tag="Organizations",
-        )  # fmt: skip
-        describe(
-            router,
-            "GET",
-            "/organizations",
+    def add_to(self, door: Door) -> None:
+        """Add the routes."""
+        door.add(
+            "POST /organizations",
+            self.add,
+            scope="operator",
+            request=models.OrganizationRequest,
+            answer=models.Organization,
+            status=201,
+            tag="Organizations",
+        )
+        door.add(
+            "GET /organizations",
             self.list_all,
+            scope="org:admin",
+            query=models.PageQuery,
             answer=models.OrganizationList,
             tag="Organizations",
         )
-        describe(
-            router, "POST", "/organizations/{organization_id}/keys", self.add_key_for,
-            request=models.KeyRequest, answer=models.KeySecret, status=201, tag="Organizations",
-        )  # fmt: skip
-        describe(
-            router, "POST", "/domains", self.add_domain, request=models.DomainRequest,
-            answer=models.DomainRecords, status=201, tag="Domains",
-        )  # fmt: skip
-        describe(router, "GET", "/domains", self.list_domains, answer=models.DomainList, tag="Domains")
-        describe(
-            router, "GET", "/domains/{name}", self.get_domain, answer=models.DomainRecords, tag="Domains"
+        door.add(
+            "POST /organizations/{organization_id}/keys",
+            self.add_key_for,
+            scope="operator",
+            request=models.KeyRequest,
+            answer=models.KeySecret,
+            status=201,
+            tag="Organizations",
         )
-        describe(
-            router, "POST", "/keys", self.add_key, request=models.KeyRequest, answer=models.KeySecret,
-            status=201, tag="Keys",
-        )  # fmt: skip
-        describe(router, "GET", "/keys", self.list_keys, answer=models.KeyList, tag="Keys")
-        describe(router, "DELETE", "/keys/{key_id}", self.revoke_key, status=204, tag="Keys")
-        return router
+        door.add(
+            "POST /domains",
+            self.add_domain,
+            scope="operator",
+            request=models.DomainRequest,
+            answer=models.DomainRecords,
+            status=201,
+            tag="Domains",
+        )
+        door.add(
+            "GET /domains", self.list_domains, scope="domain:admin", answer=models.DomainList, tag="Domains"
+        )
+        door.add(
+            "GET /domains/{name}",
+            self.get_domain,
+            scope="domain:admin",
+            answer=models.DomainRecords,
+            tag="Domains",
+        )
+        door.add(
+            "POST /keys",
+            self.add_key,
+            scope="org:admin",
+            request=models.KeyRequest,
+            answer=models.KeySecret,
+            status=201,
+            tag="Keys",
+        )
+        door.add(
+            "GET /keys",
+            self.list_keys,
+            scope="org:admin",
+            query=models.PageQuery,
+            answer=models.KeyList,
+            tag="Keys",
+        )
+        door.add("DELETE /keys/{key_id}", self.revoke_key, scope="org:admin", status=204, tag="Keys")
 
-    async def add(self, caller: Operator, request: Request) -> Response:
+    async def add(self, caller: Caller, request: Request) -> Response:
         """Create an organization.
 
         Its first key is made with `POST /v1/organizations/{organization_id}/keys`.
@@ -102,21 +126,21 @@ class OrganizationRoutes:
         made = await self._services.threads.write(unit)
         return answer(answers.organization(made), status=201)
 
-    async def list_all(self, caller: OrganizationAdmin, limit: Limit = 50, cursor: Cursor = "") -> Response:
+    async def list_all(self, caller: Caller, query: models.PageQuery) -> Response:
         """List organizations: an operator sees all, another key its own."""
         caller.require_unbound()
 
         def unit(connection: Connection) -> list[Organization]:
             if caller.is_operator:
-                return accounts.organizations(connection, after=cursor, limit=limit)
+                return accounts.organizations(connection, after=query.cursor, limit=query.limit)
             own = accounts.organization(connection, organization_id=caller.organization_id)
             return [] if own is None else [own]
 
         page = await self._services.threads.read(unit)
-        after = next_cursor(page, limit, page[-1].id) if page and caller.is_operator else None
+        after = next_cursor(page, query.limit, page[-1].id) if page and caller.is_operator else None
         return answer({"organizations": [answers.organization(one) for one in page], "next_cursor": after})
 
-    async def add_domain(self, caller: Operator, request: Request) -> Response:
+    async def add_domain(self, caller: Caller, request: Request) -> Response:
         """Add a mail domain, make its DKIM keys, and say what to publish in DNS.
 
         Needs an operator: from now on all mail to the domain that passes this appliance stays here.
@@ -154,7 +178,7 @@ class OrganizationRoutes:
         await self._services.threads.write(unit)
         return answer(await self._domain(name, owner), status=201)
 
-    async def list_domains(self, caller: DomainAdmin) -> Response:
+    async def list_domains(self, caller: Caller) -> Response:
         """List the organization's domains."""
         caller.require_unbound()
         found = await self._services.threads.read(
@@ -162,7 +186,7 @@ class OrganizationRoutes:
         )
         return answer({"domains": [answers.domain(one) for one in found]})
 
-    async def get_domain(self, caller: DomainAdmin, name: str) -> Response:
+    async def get_domain(self, caller: Caller, name: str) -> Response:
         """Show a domain and the DNS records to publish for it."""
         caller.require_unbound()
         try:
@@ -171,7 +195,7 @@ class OrganizationRoutes:
             raise not_found() from None
         return answer(await self._domain(wanted, caller.organization_id))
 
-    async def add_key_for(self, caller: Operator, organization_id: str, request: Request) -> Response:
+    async def add_key_for(self, caller: Caller, organization_id: str, request: Request) -> Response:
         """Create a key for an organization: how an operator hands one over. The secret is shown this once."""
         asked = await self._services.bodies.read(request, models.KeyRequest)
         if OPERATOR in asked.scopes:
@@ -179,7 +203,7 @@ class OrganizationRoutes:
         await self._require_organization(known_id(organization_id))
         return await self._make_key(caller, asked, organization_id)
 
-    async def add_key(self, caller: OrganizationAdmin, request: Request) -> Response:
+    async def add_key(self, caller: Caller, request: Request) -> Response:
         """Create a key with at most the scopes of the key that asks. The secret is shown this once."""
         caller.require_unbound()
         asked = await self._services.bodies.read(request, models.KeyRequest)
@@ -188,16 +212,18 @@ class OrganizationRoutes:
             raise Problem(422, "invalid", "An operator's key is not bound to an inbox.")
         return await self._make_key(caller, asked, caller.organization_id)
 
-    async def list_keys(self, caller: OrganizationAdmin, limit: Limit = 50, cursor: Cursor = "") -> Response:
+    async def list_keys(self, caller: Caller, query: models.PageQuery) -> Response:
         """List the organization's keys, revoked ones too, without their secrets."""
         caller.require_unbound()
         page = await self._services.threads.read(
-            lambda c: accounts.api_keys(c, organization_id=caller.organization_id, after=cursor, limit=limit)
+            lambda c: accounts.api_keys(
+                c, organization_id=caller.organization_id, after=query.cursor, limit=query.limit
+            )
         )
-        after = next_cursor(page, limit, page[-1].id) if page else None
+        after = next_cursor(page, query.limit, page[-1].id) if page else None
         return answer({"keys": [answers.key(one) for one in page], "next_cursor": after})
 
-    async def revoke_key(self, caller: OrganizationAdmin, key_id: str) -> Response:
+    async def revoke_key(self, caller: Caller, key_id: str) -> Response:
         """Revoke a key; it stops working at once."""
         caller.require_unbound()
         known_id(key_id)

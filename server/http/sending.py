@@ -8,20 +8,20 @@ sender's right is intake's question: asked for the inbox, not for the key.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from fastapi import APIRouter, Header, Security
 from starlette.requests import Request
 from starlette.responses import Response
 
 from server.http import models
-from server.http.access import Caller, bearer
+from server.http.access import Caller
 from server.http.answers import answer
 from server.http.drafting import draft_of, envelope_of, reply_of
 from server.http.message_files import MessageFiles
-from server.http.openapi import PREFIX, describe
+from server.http.openapi import Door
 from server.http.problems import Problem
 from server.http.reading import answered
 from server.http.services import Services, known_id
@@ -36,17 +36,14 @@ from storage.records import Envelope, Flag, LocalTarget, Mailbox, Peer, Source, 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-Sender = Annotated[Caller, Security(bearer, scopes=["message:send"])]
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        alias="Idempotency-Key",
-        min_length=1,
-        max_length=255,
-        pattern=r"^[!-~]+$",
-        description="Sends once, however often the same request is repeated within seven days.",
-    ),
-]
+_KEY = re.compile(r"[!-~]{1,255}")
+_KEY_HEADER: dict[str, object] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "Sends once, however often the same request is repeated within seven days.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": f"^{_KEY.pattern}$"},
+}
 INLINE_OCTETS = 16 * 1024
 RETRY_SECONDS = 1
 SENT_FOLDER = "Sent"
@@ -59,50 +56,60 @@ class SendingRoutes:
         self._services = services
         self._files = files
 
-    def router(self) -> APIRouter:
-        """Return the routes."""
-        router = APIRouter(prefix=PREFIX)
-        describe(
-            router, "POST", "/inboxes/{inbox_id}/messages", self.send, request=models.SendRequest,
-            answer=models.Accepted, status=202, tag="Messages",
-        )  # fmt: skip
-        describe(
-            router, "POST", "/inboxes/{inbox_id}/messages/{message_id}/reply", self.reply,
-            request=models.ReplyRequest, answer=models.Accepted, status=202, tag="Messages",
-        )  # fmt: skip
-        return router
+    def add_to(self, door: Door) -> None:
+        """Add the routes."""
+        door.add(
+            "POST /inboxes/{inbox_id}/messages",
+            self.send,
+            scope="message:send",
+            request=models.SendRequest,
+            header=_KEY_HEADER,
+            answer=models.Accepted,
+            status=202,
+            tag="Messages",
+        )
+        door.add(
+            "POST /inboxes/{inbox_id}/messages/{message_id}/reply",
+            self.reply,
+            scope="message:send",
+            request=models.ReplyRequest,
+            header=_KEY_HEADER,
+            answer=models.Accepted,
+            status=202,
+            tag="Messages",
+        )
 
     async def send(
         self,
-        caller: Sender,
+        caller: Caller,
         inbox_id: str,
         request: Request,
-        idempotency_key: IdempotencyKey = None,
     ) -> Response:
         """Send a message from an inbox.
 
         Answered once the message is on stable storage. What becomes of it is on its timeline; a copy lies
         in the inbox's Sent folder.
         """
+        key = _idempotency_key(request)
         inbox = await self._open_inbox(caller, inbox_id)
         limit = self._services.settings.http.max_body_octets
         async with self._services.bodies.opened(request, models.SendRequest, limit_octets=limit) as asked:
 
             async def submit() -> str:
                 draft, blind = draft_of(asked, inbox, at=self._services.clock.now())
-                return await self._submit(caller, inbox, draft, blind, idempotency_key)
+                return await self._submit(caller, inbox, draft, blind, key)
 
-            return await self._once(caller, idempotency_key, (inbox_id,), asked, submit)
+            return await self._once(caller, key, (inbox_id,), asked, submit)
 
     async def reply(
         self,
-        caller: Sender,
+        caller: Caller,
         inbox_id: str,
         message_id: str,
         request: Request,
-        idempotency_key: IdempotencyKey = None,
     ) -> Response:
         """Reply to a message of the inbox: to its sender or Reply-To, or to all that it names."""
+        key = _idempotency_key(request)
         inbox = await self._open_inbox(caller, inbox_id)
         original = await self._files.read(caller, inbox_id, known_id(message_id), answered)
         limit = self._services.settings.http.max_body_octets
@@ -110,9 +117,9 @@ class SendingRoutes:
 
             async def submit() -> str:
                 draft = reply_of(asked, inbox, original, at=self._services.clock.now())
-                return await self._submit(caller, inbox, draft, (), idempotency_key)
+                return await self._submit(caller, inbox, draft, (), key)
 
-            return await self._once(caller, idempotency_key, (inbox_id, message_id), asked, submit)
+            return await self._once(caller, key, (inbox_id, message_id), asked, submit)
 
     async def _open_inbox(self, caller: Caller, inbox_id: str) -> Mailbox:
         inbox = await self._services.inbox(caller, inbox_id)
@@ -223,6 +230,15 @@ class SendingRoutes:
         except BaseException:
             writer.discard()
             raise
+
+
+def _idempotency_key(request: Request) -> str | None:
+    key = request.headers.get("idempotency-key")
+    if key is not None and _KEY.fullmatch(key) is None:
+        place = "/header/Idempotency-Key"
+        problem = {"pointer": place, "message": "1 to 255 printable characters of ASCII, no space"}
+        raise Problem(422, "invalid", "The idempotency key can't be used.", extra={"errors": [problem]})
+    return key
 
 
 def _digest(place: Sequence[str], asked: BaseModel) -> bytes:

@@ -15,6 +15,7 @@ from server.imap.line_ends import LineEnds, NulFound
 from server.imap.mailbox import find_target, require_right
 from server.imap.scanner import ImapSyntax
 from server.intake import Arrival
+from storage import accounts
 from storage.records import Envelope, LocalTarget, Peer, Source
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ async def append(session: Session, command: c.Append) -> Completion:
     if not event.octets:
         raise Failed("A message of no octets", code=b"[CANNOT]")
     folder = await find_target(session, command.mailbox)
+    await _require_quota(session, event.octets)
     session.announced = None
     session.wire.accept_literal()
     if event.synchronising:
@@ -64,6 +66,19 @@ async def append(session: Session, command: c.Append) -> Completion:
         return await _store(session, command, folder.name, content)
     finally:
         await body.discard()
+
+
+async def _require_quota(session: Session, octets: int) -> None:
+    identity = session.identity
+    assert identity is not None
+    organization_id, mailbox_id = identity.organization_id, session.mailbox_id
+    mailbox = await session.services.threads.read(
+        lambda connection: accounts.mailbox(
+            connection, organization_id=organization_id, mailbox_id=mailbox_id
+        )
+    )
+    if mailbox is None or (mailbox.quota_octets and mailbox.used_octets + octets > mailbox.quota_octets):
+        raise Failed("The inbox is full", code=b"[OVERQUOTA]")
 
 
 async def _store(session: Session, command: c.Append, folder: str, content: bytes | Spooled) -> Completion:

@@ -41,7 +41,6 @@ class Connection(asyncio.Protocol):
         "_drained",
         "_framing",
         "_handshaking",
-        "_implicit",
         "_lost",
         "_reading_paused",
         "_server",
@@ -56,18 +55,17 @@ class Connection(asyncio.Protocol):
         "transport",
     )
 
-    def __init__(self, server: ImapServer, services: Services, number: int, *, implicit: Security) -> None:
+    def __init__(self, server: ImapServer, services: Services, number: int, security: Security) -> None:
         self._server = server
         self._framing = framing.Framing()
-        self._implicit = implicit
-        self._handshaking = implicit is Security.TLS
+        self._handshaking = False
         self._lost = False
         self._reading_paused = False
         self._waiter: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
         self.id = f"imap-{number}"
         self.peer_address = ""
-        self.security = Security.PLAIN
+        self.security = security
         self.busy = False  # a command is being done
         self.deadline = services.clock.monotonic() + services.settings.login_timeout_seconds
         self.session = Session(services, self)
@@ -83,12 +81,9 @@ class Connection(asyncio.Protocol):
         self.peer_address = peer[0] if isinstance(peer, tuple) else ""
         self.transport.set_write_buffer_limits(high=WRITE_HIGH_OCTETS, low=WRITE_LOW_OCTETS)
         if not self._server.admit(self):
-            if self._implicit is Security.PLAIN:
-                self.transport.write(b"* BYE [UNAVAILABLE] Too many connections, try again later\r\n")
+            self.transport.write(b"* BYE [UNAVAILABLE] Too many connections, try again later\r\n")
             self.transport.close()
             return
-        if self._implicit is Security.TLS:
-            self.transport.pause_reading()
         self.task = asyncio.get_running_loop().create_task(self._serve())
 
     def data_received(self, data: bytes) -> None:
@@ -235,8 +230,9 @@ class Connection(asyncio.Protocol):
             log.info("handshake failed", session=self.id, error=type(error).__name__)
             self._abort()
             raise Disconnected from None
-        if transport is None:
+        if transport is None or self._lost:
             raise Disconnected
+        self._framing.discard()  # nothing said before counts (RFC 9051 6.2.1)
         self._handshaking = False
         self.transport = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH_OCTETS, low=WRITE_LOW_OCTETS)
@@ -286,8 +282,6 @@ class Connection(asyncio.Protocol):
 
     async def _serve(self) -> None:
         try:
-            if self._implicit is Security.TLS:
-                await self.start_tls()
             self.write(greeting.banner(self.session))
             bad = 0
             while self.session.state is not State.LOGOUT:

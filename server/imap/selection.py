@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import structlog
+
 from server.imap import format as wire
 from server.imap import sequence, telling
 from server.imap import store as storing
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from server.imap import commands as c
     from server.imap.session import Session
     from server.imap.view import View
+    from storage.records import Folder
+
+log = structlog.get_logger("imap")
 
 
 async def select(session: Session, command: c.Select) -> Completion:
@@ -38,7 +43,7 @@ async def select(session: Session, command: c.Select) -> Completion:
     record = await find(session, command.mailbox)
     services = session.services
     try:
-        if await services.threads.run(services.watch.look, record, at=services.clock.now()):
+        if await _look(session, record):
             record = await find(session, command.mailbox)
         folder = await services.folders.open(record)
     except Missing:
@@ -49,6 +54,17 @@ async def select(session: Session, command: c.Select) -> Completion:
     if command.qresync is not None and command.qresync.uidvalidity == session.view.contents.uidvalidity:
         await _resynchronise(session, command.qresync)
     return Completion("Mailbox opened", code=b"[%b]" % access.value.encode())
+
+
+async def _look(session: Session, record: Folder) -> bool:
+    """Apply what foreign programs did in the folder's directory; whether there was a need to look."""
+    services = session.services
+    try:
+        return await services.threads.run(services.watch.look, record, at=services.clock.now()) is not None
+    except OSError as error:
+        # What the rows say can be served all the same.
+        log.error("directory not scanned", folder=record.id, error=repr(error))
+        return False
 
 
 def _description(view: View) -> bytes:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING
 
 import structlog
 
+from server.imap import revocation
 from server.imap.connection import Connection
 from server.imap.folder import OpenFolders
 from server.imap.limits import Bounds, ImapSettings
@@ -31,10 +32,12 @@ if TYPE_CHECKING:
     from server.intake import Intake
     from server.login import Login
     from server.threads import Hub, Threads
+    from storage.db import Notice
     from storage.maildir import Maildir
     from storage.records import Folder
 
 BACKLOG = 1024
+ACCEPT_PAUSE_SECONDS = 0.2
 
 log = structlog.get_logger("imap")
 
@@ -80,33 +83,81 @@ class ImapServer:
         self._is_draining = False
         self._emptied = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
-        self._looking: asyncio.Task[None] | None = None
+        self._unsubscribe = hub.subscribe("accounts", None, self._accounts_changed)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._handshakes = 0
 
     async def start(
         self, *, plain: Sequence[socket.socket] = (), implicit: Sequence[socket.socket] = ()
     ) -> None:
         """Listen on bound sockets; implicit has TLS from the first octet."""
-        for security, sockets in ((Security.PLAIN, plain), (Security.TLS, implicit)):
-            for bound in sockets:
-                await self._listen(security, bound)
+        loop = asyncio.get_running_loop()
+        for bound in plain:
+            create = loop.create_unix_server if bound.family == socket.AF_UNIX else loop.create_server
+            listener = await create(lambda: self._connect(Security.PLAIN), sock=bound, backlog=BACKLOG)
+            self._listeners.append(listener)
+        for bound in implicit:
+            self._own(self._accept_tls(bound))
         if self._timer is None:
             self._sweep_later()
-            self._looking = asyncio.get_running_loop().create_task(self._look_again_and_again())
+            self._own(self._look_again_and_again())
 
-    async def _listen(self, security: Security, bound: socket.socket) -> None:
+    def _own(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _accept_tls(self, bound: socket.socket) -> None:
+        """Accept connections whose first octets are TLS, each with the certificate of its moment."""
         loop = asyncio.get_running_loop()
-        create = loop.create_unix_server if bound.family == socket.AF_UNIX else loop.create_server
-        self._listeners.append(await create(lambda: self._connect(security), sock=bound, backlog=BACKLOG))
+        bound.setblocking(False)
+        try:
+            while True:
+                try:
+                    accepted, _ = await loop.sock_accept(bound)
+                except OSError as error:
+                    # Out of descriptors or memory: what is open goes on, newcomers wait.
+                    log.warning("connection not accepted", error=str(error))
+                    await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
+                    continue
+                if self._handshakes >= self._services.settings.max_connections:
+                    accepted.close()
+                    continue
+                self._handshakes += 1
+                self._own(self._handshake(accepted))
+        finally:
+            bound.close()
+
+    async def _handshake(self, accepted: socket.socket) -> None:
+        context = self._services.tls_context()
+        bounds = self._services.bounds
+        try:
+            if context is None:
+                accepted.close()
+                return
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: self._connect(Security.TLS),
+                accepted,
+                ssl=context,
+                ssl_handshake_timeout=bounds.handshake_seconds,
+                ssl_shutdown_timeout=bounds.closing_seconds,
+            )
+        except (OSError, RuntimeError) as error:  # includes ssl.SSLError and the time limit
+            log.info("handshake failed", error=type(error).__name__)
+        finally:
+            self._handshakes -= 1
 
     def _connect(self, security: Security) -> Connection:
         self._opened += 1
-        return Connection(self, self._services, self._opened, implicit=security)
+        return Connection(self, self._services, self._opened, security)
 
     async def drain(self, limit_seconds: float) -> None:
         """Stop accepting, let running commands end within the limit, then say goodbye to all."""
         self._is_draining = True
+        self._unsubscribe()
         for listener in self._listeners:
             listener.close()
+        await self._end_tasks()
         for connection in tuple(self._connections):
             if not connection.busy or connection.session.idling:
                 connection.stop("Server is shutting down")
@@ -121,10 +172,15 @@ class ImapServer:
             await asyncio.wait(tasks, timeout=1.0)
         if self._timer is not None:
             self._timer.cancel()
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.wait([self._looking])
         self._services.folders.close()
+
+    async def _end_tasks(self) -> None:
+        """Stop accepting, handshakes and looking."""
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=1.0)
 
     async def _wait_empty(self, limit_seconds: float) -> None:
         try:
@@ -155,6 +211,24 @@ class ImapServer:
     def _sweep_on_time(self) -> None:
         self.sweep()
         self._sweep_later()
+
+    def _accounts_changed(self, notice: Notice) -> None:
+        concerned = [
+            connection
+            for connection in self._connections
+            if connection.session.identity is not None
+            and notice.key in ("", connection.session.identity.organization_id)
+        ]
+        if concerned:
+            self._own(self._end_revoked(concerned))
+
+    async def _end_revoked(self, concerned: list[Connection]) -> None:
+        identities = {each.session.identity for each in concerned if each.session.identity is not None}
+        now = self._services.clock.now()
+        ended = await self._services.threads.read(lambda c: revocation.ended(c, identities, now=now))
+        for connection in concerned:
+            if connection.session.identity in ended:
+                connection.stop("This login is no longer valid")
 
     async def _look_again_and_again(self) -> None:
         """Look for what foreign programs do in the directories of folders that are open."""

@@ -16,6 +16,7 @@ from server.sender_auth.names import domain_name
 
 MAX_AUTHORS = 5  # distinct domains of one message that are evaluated
 MAX_FROM_FIELDS = 5  # that are read; more than one is a fault in any case
+MAX_ADDRESSES = 100  # of one field that are looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +31,11 @@ def read_authors(fields: Sequence[HeaderField]) -> Authors:
     """Return the author domains of a header's fields, MAX_AUTHORS at most."""
     found = [field.value for field in fields if field.name.lower() == b"from"]
     domains: dict[str, None] = {}
-    is_unreadable = False
+    is_unreadable = is_beyond_limit = False
     for value in found[:MAX_FROM_FIELDS]:
-        for address in parse_address_list(value):
-            if not address.is_mailbox:
-                continue
+        addresses = [address for address in parse_address_list(value) if address.is_mailbox]
+        is_beyond_limit |= len(addresses) > MAX_ADDRESSES
+        for address in addresses[:MAX_ADDRESSES]:
             domain = domain_name((address.domain or b"").decode("utf-8", "replace"))
             if domain is None or not address.local:
                 is_unreadable = True
@@ -45,5 +46,5 @@ def read_authors(fields: Sequence[HeaderField]) -> Authors:
     elif is_unreadable or not domains:
         fault = "From without a valid domain"
     else:
-        fault = "too many author domains" if len(domains) > MAX_AUTHORS else ""
+        fault = "too many author domains" if is_beyond_limit or len(domains) > MAX_AUTHORS else ""
     return Authors(tuple(domains)[:MAX_AUTHORS], fault)

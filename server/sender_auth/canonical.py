@@ -18,8 +18,9 @@ Field = tuple[bytes, bytes]  # name, and what stands after the colon with its li
 _RUNS = re.compile(rb"\t[\t ]*| [\t ]+")
 _LINE_ENDS = re.compile(rb"\r?\n")
 # The b= tag's value with white space around it. The same language as dkimpy's pattern, whose
-# optional folding white space can match one run in quadratically many ways.
-B_TAG = re.compile(rb"([;\s]b\s*=)(?:\s*[a-zA-Z0-9+/=])*(?:\r?\n\Z)?")
+# optional folding white space can match one run in quadratically many ways; nothing that must
+# match follows the repetition, so it is never tried in another way.
+B_TAG = re.compile(rb"([;\s]b\s*=)(?:\s*[a-zA-Z0-9+/=]+)*(?:\r?\n\Z)?")
 _BLANK_LINES = b"\r\n" * 4096
 
 
@@ -86,8 +87,9 @@ class BodyHash:
 
     def __init__(self, *, relaxed: bool, limits: Collection[int] = ()) -> None:
         self._relaxed = relaxed
-        self._whole = hashlib.sha256()
-        self._beginnings = {limit: hashlib.sha256() for limit in limits}
+        self._state = hashlib.sha256()
+        self._limits = sorted(limits, reverse=True)  # those still ahead, the nearest last
+        self._beginnings: dict[int, bytes] = {}
         self._tail = b""  # what the next octets may still change
         self._pairs = 0  # CRLF that stand only if something follows them
         self.octets = 0
@@ -116,7 +118,8 @@ class BodyHash:
 
     def digest(self, limit: int | None = None) -> bytes:
         """Return the hash of the canonical body, or of its first octets for a limit given before."""
-        return (self._whole if limit is None else self._beginnings[limit]).digest()
+        beginning = self._beginnings.get(limit) if limit is not None else None
+        return self._state.digest() if beginning is None else beginning
 
     def _undecided(self, text: bytes) -> int:
         kept = 1 if text.endswith(b"\r") else 0
@@ -131,8 +134,11 @@ class BodyHash:
             self._pairs -= count
 
     def _feed(self, octets: bytes) -> None:
-        self._whole.update(octets)
-        for limit, beginning in self._beginnings.items():
-            if self.octets < limit:
-                beginning.update(octets[: limit - self.octets])
+        done = 0
+        while self._limits and self._limits[-1] <= self.octets + len(octets):
+            limit = self._limits.pop()
+            self._state.update(octets[done : limit - self.octets])
+            done = limit - self.octets
+            self._beginnings[limit] = self._state.digest()  # each octet is hashed once for all limits
+        self._state.update(octets[done:] if done else octets)
         self.octets += len(octets)

@@ -22,7 +22,10 @@ async def until(by: float, coroutines: Iterable[Coroutine[Any, Any, T]]) -> list
 
     by: the loop's time. What is done without waiting is done, however late it is.
     """
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    waiting = list(coroutines)
+    if len(waiting) == 1:
+        return [await _alone(by, waiting[0])]
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in waiting]
     if not tasks:
         return []
     left = by - asyncio.get_running_loop().time()
@@ -33,6 +36,14 @@ async def until(by: float, coroutines: Iterable[Coroutine[Any, Any, T]]) -> list
         if pending:
             await asyncio.gather(*pending, return_exceptions=True)
     return [None if task.cancelled() else task.result() for task in tasks]
+
+
+async def _alone(by: float, coroutine: Coroutine[Any, Any, T]) -> T | None:
+    try:
+        async with asyncio.timeout_at(by):
+            return await coroutine
+    except TimeoutError:
+        return None
 
 
 class Lookups:

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa, utils
 
 MINIMUM_BITS = 1024
 MAXIMUM_BITS = 8192  # what a stranger's key may cost
+MAXIMUM_EXPONENT_BITS = 33  # everybody's is 65537; a long one costs as much as signing
 _SHA256 = utils.Prehashed(hashes.SHA256())
 
 
@@ -37,6 +38,8 @@ def verify(hashed: Digest, signature: bytes, key: Mapping[str, int]) -> bool:
     digest = hashed.digest()
     bits = key["modulus"].bit_length()
     if len(digest) != 32 or not MINIMUM_BITS <= bits <= MAXIMUM_BITS:
+        return False
+    if key["publicExponent"].bit_length() > MAXIMUM_EXPONENT_BITS:
         return False
     try:
         _public_key(key["modulus"], key["publicExponent"]).verify(

@@ -156,8 +156,9 @@ def _choose(head: bytes) -> tuple[bytes, bytes]:
     signed: list[bytes] = []
     for name in SIGNED_FIELDS:
         # RFC 6376 5.4.2: the fields of one name are signed from the lowest up.
-        values = by_name.get(name.lower(), [])[: -MAX_INSTANCES - 1 : -1]
-        names += [name] * (len(values) + 1)
+        present = by_name.get(name.lower(), [])
+        values = present[: -MAX_INSTANCES - 1 : -1]
+        names += [name] * min(len(present) + 1, MAX_INSTANCES)
         signed += [name.lower() + b":" + relaxed_value(value) for value in values]
     return b": ".join(names), b"".join(signed)
 

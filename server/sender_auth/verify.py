@@ -103,7 +103,7 @@ class Verifier:
         lookups = Lookups(self._resolver)
         walk = lookups.walk(letter.authors.domains, by=first)
         spf, dkim = await _beside(
-            walk, self._spf(peer, envelope, by=first), self._dkim(content, letter, by=first)
+            walk, self._spf(peer, envelope, by=first), self._dkim(content, letter, by=first, last=last)
         )
         found = await self._dmarc(letter.authors, lookups, [spf, *dkim], by=last)
         return spf, *dkim, found
@@ -130,7 +130,9 @@ class Verifier:
         [verdict] = await until(by, [check])
         return verdict or unchecked(sender=sender, helo=helo, result="temperror")
 
-    async def _dkim(self, content: bytes | Path, letter: _Letter, *, by: float) -> tuple[Verdict, ...]:
+    async def _dkim(
+        self, content: bytes | Path, letter: _Letter, *, by: float, last: float
+    ) -> tuple[Verdict, ...]:
         found = letter.signatures
         if not found:
             return ()
@@ -138,10 +140,14 @@ class Verifier:
         answers = await until(by, [self._key(name) for name in names])
         keys = {name: key for name, key in zip(names, answers, strict=True) if key is not None}
         now = self._clock.now() // 1_000_000
-        arguments = (content, letter.fields, letter.header_octets, found, keys)
-        if isinstance(content, bytes) and len(content) <= INLINE_OCTETS and len(found) <= INLINE_SIGNATURES:
-            return dkim_verify.verify(*arguments, now=now)
-        return await self._threads.compute(dkim_verify.verify, *arguments, now=now)
+        arguments = (content, letter.fields, letter.header_octets, found)
+        is_small = isinstance(content, bytes) and len(content) <= INLINE_OCTETS
+        if is_small and len(found) <= INLINE_SIGNATURES:
+            return dkim_verify.verify(*arguments, keys, now=now)
+        computing = self._threads.compute(dkim_verify.verify, *arguments, keys, now=now)
+        [verdicts] = await until(last, [computing])
+        # Too much is waiting to be computed: without keys every signature is a temporary failure.
+        return dkim_verify.verify(*arguments, {}, now=now) if verdicts is None else verdicts
 
     async def _key(self, name: str) -> Key:
         try:

@@ -13,7 +13,7 @@ from tests.http.world import World
 
 
 @pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A data directory with a migrated database, copied for each test."""
     # The library's own way to print a traceback takes seconds.
     structlog.configure(
@@ -30,7 +30,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         spool_threshold_octets=256 * 1024,
     )
     store.close()
-    return directory
+    yield directory
+    structlog.reset_defaults()
 
 
 @pytest.fixture

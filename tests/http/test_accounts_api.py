@@ -226,7 +226,7 @@ def test_use_of_keys_is_written_in_batches(world: World) -> None:
         return found.last_used_at
 
     assert last_used() is None
-    world.run(world.app.state.access.write_use())
+    world.run(world.end_lifespan())
     assert last_used() == world.clock.now() == key.created_at + 5 * SECOND
 
 

@@ -238,7 +238,7 @@ def test_a_message_page_shows_timeline_verdicts_and_the_remotes_words(world: Wor
     world.run(world.threads.write(unit))
     page = inside.get(f"/console/messages/{message_id}").text
     assert "451 4.7.1 Greylisted &lt;later&gt;" in page
-    assert "Put off; will be tried again" in page
+    assert "Deferred: will be tried again" in page
     assert '<span class="badge bad">fail</span>' in page
     assert "mx.far" in page
 

@@ -2,11 +2,13 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import structlog
 
 from server.http import models
+from server.http.access import SCOPES
 from server.http.metrics import Measure, MeasureKind, Metrics
 from tests.http.world import ALL_SCOPES, World, problem
 
@@ -192,3 +194,27 @@ def test_every_problem_is_as_its_schema_says(world: World) -> None:
         world.ask("GET", "/v1/nothing"),
     ):
         models.Problem.model_validate(json.loads(answer.text) | {}, strict=True)
+
+
+def test_the_guide_names_every_route_with_its_scope(world: World) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "api.md").read_text("utf-8")
+    told = set(re.findall(r"^\| `([A-Z]+ /v1/\S+)` \| `(\S+)` \|", guide, re.MULTILINE))
+    document = world.app.openapi()
+    served = {
+        (f"{method.upper()} {path}", operation["security"][0]["key"][0])
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+        if "security" in operation
+    }
+    assert told == served
+    for scope in SCOPES:
+        assert f"| `{scope}` |" in guide
+
+
+def test_the_guide_names_every_code(world: World) -> None:
+    root = Path(__file__).parents[2]
+    sources = "".join(one.read_text("utf-8") for one in (root / "server" / "http").glob("*.py"))
+    codes = set(re.findall(r'Problem\(\s*\d{3},\s*"([a-z_]+)"', sources))
+    assert len(codes) > 20
+    guide = (root / "docs" / "api.md").read_text("utf-8")
+    assert [code for code in sorted(codes) if f"`{code}`" not in guide] == []

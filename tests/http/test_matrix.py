@@ -139,9 +139,10 @@ def test_the_table_names_every_route_of_the_api(shared: World) -> None:
         for method in map(str.upper, operations)
         if path.startswith("/v1/")
     }
-    routes = {route.path for route in shared.app.routes if isinstance(route, APIRoute)}
+    served = {route.path for route in shared.app.routes if isinstance(route, APIRoute)}
     assert found == set(IDS)
-    assert {path for path in routes if path.startswith("/v1/")} <= {row.path for row in ROWS}
+    # Nor is there one that the schema hides.
+    assert {path for path in served if path.startswith("/v1/")} == {row.path for row in ROWS}
 
 
 @pytest.mark.parametrize("row", ROWS, ids=IDS)

@@ -189,6 +189,11 @@ class World:
         transport = httpx.ASGITransport(self.app, client=(address, 4711))
         return httpx.AsyncClient(transport=transport, base_url=f"http://{HOSTNAME}")
 
+    async def end_lifespan(self) -> None:
+        """Let the application begin and end once, as a listener does."""
+        async with self.app.router.lifespan_context(self.app):
+            pass
+
     async def _tenant(self, name: str) -> str:
         def unit(connection):
             made = accounts.add_organization(connection, name=name, at=self.clock.now())

@@ -81,6 +81,12 @@ def test_client_that_never_reads_costs_bounded_memory_and_nobody_else_time(timed
     greedy.ok("EXAMINE INBOX")
     greedy.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     greedy.send(b"".join(b"g%d FETCH 1 BODY[]\r\n" % number for number in range(20)))
+
+    async def is_stuck() -> bool:
+        return any(not connection.is_writable for connection in timed.imap._connections)
+
+    while not timed.call(is_stuck()):
+        client.ok("NOOP")
     for _ in range(50):
         client.ok("NOOP")
 

@@ -1,9 +1,12 @@
 """Sessions on real sockets: what a client sees."""
 
 import re
+from typing import Any
 
 import pytest
 
+from server.login import new_key
+from storage import accounts
 from tests.imap.appliance import Appliance, Inbox, Wire
 
 MESSAGE = (
@@ -482,3 +485,55 @@ def test_what_foreign_programs_do_in_the_directory_is_noticed(wire: Wire, applia
     assert wire.line() == b"* 2 EXISTS"
     wire.send(b"DONE\r\n")
     wire.answer(b"i")
+
+
+def test_revoked_app_password_ends_its_sessions(wire: Wire, appliance: Appliance, inbox: Inbox):
+    wire.ok("SELECT INBOX")
+    other = Wire(appliance).login(appliance.new_inbox())
+
+    def revoke(connection: Any) -> None:
+        (credential,) = accounts.credentials(connection, mailbox_id=inbox.mailbox_id)
+        accounts.revoke_credential(
+            connection,
+            organization_id=inbox.organization_id,
+            credential_id=credential.id,
+            at=appliance.clock.now(),
+        )
+
+    appliance.store.database.write(revoke)
+    assert wire.line() == b"* BYE This login is no longer valid"
+    assert wire.line() == b""
+    other.ok("NOOP")
+
+
+def test_key_without_the_right_to_delete_reads_only(appliance: Appliance, inbox: Inbox):
+    secret, prefix, digest = new_key()
+    appliance.store.database.write(
+        lambda c: accounts.add_api_key(
+            c,
+            organization_id=inbox.organization_id,
+            mailbox_id=inbox.mailbox_id,
+            name="agent",
+            prefix=prefix,
+            key_hash=digest,
+            scopes=frozenset({"message:read"}),
+            expires_at=None,
+            at=appliance.clock.now(),
+        )
+    )
+    appliance.deliver(inbox, MESSAGE)
+    client = Wire(appliance)
+    client.ok(f"LOGIN {inbox.address} {secret}")
+    assert client.command("SELECT INBOX")[1].startswith(b"OK [READ-ONLY]")
+    assert client.ok("FETCH 1 BODY[TEXT]")[0].endswith(b"Body text.\r\n)")
+    assert client.command("STORE 1 FLAGS (\\Seen)")[1].startswith(b"NO [READ-ONLY]")
+    for command in ("CREATE x", "DELETE Sent", "RENAME Sent x", "SUBSCRIBE Sent", "COPY 1 Sent"):
+        assert client.command(command)[1].startswith(b"NO [NOPERM]"), command
+    assert client.append("INBOX", MESSAGE).startswith(b"NO [NOPERM]")
+
+
+def test_append_over_quota_is_refused(appliance: Appliance):
+    inbox = appliance.new_inbox(quota_octets=1000)
+    client = Wire(appliance).login(inbox)
+    assert client.append("INBOX", MESSAGE).startswith(b"OK")
+    assert client.append("INBOX", b"Subject: x\r\n\r\n" + b"y" * 1000).startswith(b"NO [OVERQUOTA]")

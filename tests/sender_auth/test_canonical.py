@@ -117,9 +117,8 @@ def test_selection_is_linear_in_fields_and_names() -> None:
 def test_dkimpy_uses_ours() -> None:
     import dkim as patched
 
-    import server.sender_auth.dkim_verify
+    import server.sender_auth.dkim_verify  # noqa: F401  (which puts ours in the place of dkimpy's)
 
-    assert server.sender_auth.dkim_verify.verify
     assert patched.canonicalization.Relaxed.canonicalize_body is canonical.relaxed_body
     assert patched.canonicalization.Simple.canonicalize_body is canonical.simple_body
     assert patched.canonicalization.Relaxed.canonicalize_headers is canonical.relaxed_headers

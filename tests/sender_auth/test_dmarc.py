@@ -8,7 +8,7 @@ from server.sender_auth import dmarc
 from server.sender_auth.dmarc import Evaluation, Records, Unknown, choose, evaluate, parse, walk
 
 
-def records(failed: tuple[str, ...] = (), **texts: str) -> Records:
+def records(failed: tuple[str, ...] = (), /, **texts: str) -> Records:
     """Records by domain; '__' in a keyword is a dot."""
     found = {}
     for name, text in texts.items():

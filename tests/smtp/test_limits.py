@@ -286,7 +286,7 @@ def test_time_that_intake_takes_is_not_the_client_s():
     uvloop.run(scenario())
 
 
-def test_auth_dialogue_and_handshake_are_swept_by_real_time():
+def test_server_sweeps_by_itself():
     async def scenario():
         settings = SmtpSettings(command_timeout_seconds=0.05)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection
 
+from storage import folders as folder_rows
 from storage import mailboxes
 from storage.db import Database, Notice
 from storage.errors import BadName, Conflict, Full, Missing
@@ -159,6 +160,14 @@ def test_impossible_names_are_refused(room: Mailroom, name: str) -> None:
     assert room.read(lambda c: mailboxes.find_folder(c, mailbox_id=MAILBOX, name=name)) is None
 
 
+def test_an_inbox_has_a_bounded_number_of_folders(room: Mailroom, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_rows, "FOLDERS", len(room.folders) + 2)
+    with pytest.raises(Full):
+        create(room, "a/b/c")
+    create(room, "a/b")
+    assert set(names(room)) - set(room.folders) == {"a"}
+
+
 def test_a_folder_of_no_inbox_is_missing(room: Mailroom) -> None:
     with pytest.raises(Missing):
         room.write(lambda c: mailboxes.create_folder(c, mailbox_id="inb_none", name="a", at=NOW))
@@ -210,7 +219,7 @@ def test_deleting_a_folder_takes_its_messages_and_leaves_its_children(room: Mail
     assert room.is_consistent()
     for reading in (mailboxes.snapshot, mailboxes.counts):
         with pytest.raises(Missing):
-            room.read(lambda c, reading=reading: reading(c, folder_id=gone.id))  # type: ignore[misc, operator]
+            room.read(lambda c, reading=reading: reading(c, folder_id=gone.id))
     assert any(notice.topic == "folder" and notice.key == str(gone.id) for notice in room.notices)
 
 

@@ -1,0 +1,136 @@
+"""A load of foreign clients that goes on through crashes, and remembers what was promised to it.
+
+Each message has an id of its own in its subject, and a body that can be made again from it.
+A message is sent once: where no reply came, nothing was promised.
+"""
+
+import hashlib
+import random
+import smtplib
+import threading
+import time
+from collections.abc import Callable
+from email.message import EmailMessage
+
+from tests.daemon.running import DOMAIN, Daemon, Inbox
+
+# Some go into the journal whole, some by way of a spool file (256 KiB and more).
+SIZES = (200, 2_000, 2_000, 40_000, 400_000)
+
+
+def body(identifier: str, octets: int) -> str:
+    """Lines that only this id has."""
+    line = hashlib.sha256(identifier.encode()).hexdigest() + "\r\n"
+    return line * (octets // len(line) + 1)
+
+
+class Storm:
+    """Client threads; mx and submissions: how many of each kind."""
+
+    def __init__(self, daemon: Daemon, *, seed: int, mx: int, submissions: int) -> None:
+        self.daemon = daemon
+        self.promised: dict[str, tuple[str, ...]] = {}  # id to recipients, those with a 250
+        self.sent: set[str] = set()
+        self.octets: dict[str, int] = {}
+        self.surprises: list[str] = []
+        self._seed = seed
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        # Logging in costs much: a submitting client that lost its connection must not storm the login.
+        kinds: list[Callable[[int], None]] = [self._knock] * mx + [self._submit] * submissions
+        self._threads = [
+            threading.Thread(target=kind, args=(number,), daemon=True) for number, kind in enumerate(kinds)
+        ]
+
+    def begin(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def end(self) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join(60)
+
+    @property
+    def count(self) -> int:
+        return len(self.promised)
+
+    def _knock(self, number: int) -> None:
+        to = (f"alice@{DOMAIN}", f"bob@{DOMAIN}")
+
+        def send(client: smtplib.SMTP, dice: random.Random, identifier: str, content: bytes) -> None:
+            chosen = to[: dice.choice((1, 2))]
+            self._transact(client, "stranger@partner.test", chosen, identifier, content)
+
+        self._clients(number, lambda: self.daemon.mx(), send)
+
+    def _submit(self, number: int) -> None:
+        alice: Inbox = self.daemon.alice
+
+        def send(client: smtplib.SMTP, dice: random.Random, identifier: str, content: bytes) -> None:
+            self._transact(client, alice.address, (f"{identifier}@partner.test",), identifier, content)
+
+        self._clients(number, lambda: self.daemon.submission(alice), send)
+
+    def _clients(
+        self,
+        number: int,
+        connect: Callable[[], smtplib.SMTP],
+        send: Callable[[smtplib.SMTP, random.Random, str, bytes], None],
+    ) -> None:
+        """One client after the other until the storm is over; each sends until its connection breaks."""
+        dice = random.Random(self._seed * 1000 + number)
+        serial = 0
+        while not self._over.is_set():
+            try:
+                with connect() as client:
+                    client.ehlo_or_helo_if_needed()
+                    for _ in range(dice.choice((1, 5, 50))):
+                        if self._over.is_set():
+                            break
+                        serial += 1
+                        identifier = f"u{number}n{serial}"
+                        send(client, dice, identifier, self._compose(identifier, dice.choice(SIZES)))
+            except (OSError, smtplib.SMTPException):
+                self._over.wait(0.05)  # the daemon is down: knock again soon
+
+    def _compose(self, identifier: str, octets: int) -> bytes:
+        with self._lock:
+            self.octets[identifier] = octets
+        return (
+            f"From: alice@{DOMAIN}\r\nTo: all@{DOMAIN}\r\nSubject: {identifier}\r\n"
+            f"Message-ID: <{identifier}@storm.test>\r\nDate: Mon, 06 Jul 2026 10:00:00 +0000\r\n\r\n"
+            + body(identifier, octets)
+        ).encode()
+
+    def _transact(
+        self, client: smtplib.SMTP, sender: str, recipients: tuple[str, ...], identifier: str, content: bytes
+    ) -> None:
+        replies = [client.mail(sender), *(client.rcpt(one) for one in recipients)]
+        with self._lock:
+            self.sent.add(identifier)
+        replies.append(client.data(content))
+        with self._lock:
+            if replies[-1][0] == 250:
+                self.promised[identifier] = recipients
+            elif replies[-1][0] not in (421, 451, 452):
+                self.surprises.append(f"{identifier}: {replies}")
+
+    def is_whole(self, one: EmailMessage) -> bool:
+        """Whether a received message has the body that was sent under its subject."""
+        identifier = str(one["Subject"])
+        payload = one.get_payload()
+        assert isinstance(payload, str)
+        return payload.replace("\r\n", "\n") == body(identifier, self.octets[identifier]).replace("\r\n", "\n")
+
+
+def strike(daemon: Daemon, storm: Storm, dice: random.Random, *, after: int) -> None:
+    """Kill the daemon at a random moment once so many more messages are promised, and start it again."""
+    goal = storm.count + after
+    end = time.monotonic() + 30
+    while storm.count < goal:
+        assert time.monotonic() < end, f"no mail is taken any more\n{daemon.log}"
+        time.sleep(0.002)
+    time.sleep(dice.uniform(0, 0.03))
+    daemon.kill()
+    daemon.start()
