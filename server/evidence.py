@@ -37,31 +37,33 @@ class Letter:
         self.header_octets = header.split(beginning)
         self._header = header.Header(beginning[: self.header_octets])
         self._body = body
+        self._authors: tuple[int, tuple[str | None, ...]] | None = None
 
-    @cached_property
-    def _from(self) -> list[bytes]:
-        return self._header.all(b"from")
+    def _read_authors(self) -> tuple[int, tuple[str | None, ...]]:
+        # By hand: in Python 3.11 cached_property takes a lock each time it computes.
+        if self._authors is None:
+            values = self._header.all(b"from")
+            named = tuple(
+                _address(entry) for value in values for entry in parse_address_list(value) if entry.is_mailbox
+            )
+            self._authors = len(values), named
+        return self._authors
 
     @property
     def from_fields(self) -> int:
         """How many From fields there are."""
-        return len(self._from)
-
-    @cached_property
-    def _authors(self) -> list[str | None]:
-        return [
-            _address(entry) for value in self._from for entry in parse_address_list(value) if entry.is_mailbox
-        ]
+        return self._read_authors()[0]
 
     @property
     def from_readable(self) -> bool:
         """Whether the From fields name at least one mailbox and nothing that is no address."""
-        return bool(self._authors) and None not in self._authors
+        named = self._read_authors()[1]
+        return bool(named) and None not in named
 
-    @cached_property
+    @property
     def from_addresses(self) -> tuple[str, ...]:
         """Every mailbox of every From field."""
-        return tuple(address for address in self._authors if address is not None)
+        return tuple(address for address in self._read_authors()[1] if address is not None)
 
     @cached_property
     def subject(self) -> str:
@@ -106,9 +108,9 @@ def read(content: bytes | Spooled, store: Store) -> Letter:
 def _address(entry: HeaderAddress) -> str | None:
     if not entry.local or not entry.domain:
         return None
-    written = Mailbox(entry.local.decode("utf-8", "replace"), entry.domain.decode("utf-8", "replace"))
+    local, domain = entry.local.decode("utf-8", "replace"), entry.domain.decode("utf-8", "replace")
     try:
-        return str(parse_mailbox(str(written), smtputf8=True))
+        return str(parse_mailbox(str(Mailbox(local, domain)), smtputf8=True))
     except AddressSyntax:
         return None
 

@@ -7,16 +7,41 @@ letters, so that an id can go into file names and URLs as it is.
 
 import os
 import time
+from collections import deque
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 # Ten bits at a time: thirteen look-ups make an id, where 26 would.
 _PAIRS = tuple(high + low for high in _ALPHABET for low in _ALPHABET)
 _SHIFTS = tuple(range(120, -1, -10))
+_RANDOM_OCTETS = 10
+_REFILL = 512
+
+# Each call of the system's generator gives up the interpreter's lock, and a busy daemon waits to get
+# it back: random octets are fetched for many ids at once. A deque's ends are safe between threads.
+_pool: deque[bytes] = deque()
+
+
+def _forget_pool() -> None:
+    _pool.clear()
+
+
+# A child of fork would give out the ids of its parent.
+os.register_at_fork(after_in_child=_forget_pool)
+
+
+def _random() -> bytes:
+    try:
+        return _pool.pop()
+    except IndexError:
+        octets = os.urandom(_RANDOM_OCTETS * _REFILL)
+        parts = [octets[at : at + _RANDOM_OCTETS] for at in range(0, len(octets), _RANDOM_OCTETS)]
+        _pool.extend(parts[1:])
+        return parts[0]
 
 
 def new(prefix: str) -> str:
     """Return a fresh id such as `msg_01jd…`; ids of different milliseconds sort by age."""
     if not (prefix.isascii() and prefix.isalpha() and prefix.islower()):
         raise ValueError(f"not an id prefix: {prefix!r}")
-    number = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+    number = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(_random(), "big")
     return prefix + "_" + "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])

@@ -179,11 +179,24 @@ def _record_at(
 
 
 def _next_record(octets: mmap.mmap, at: int, path: Path, instance: bytes, after: int) -> int | None:
-    while (at := octets.find(codec.MAGIC, at)) >= 0:
-        if _record_at(octets, at, path, instance, after) is not None:
-            return at
-        at += 1
+    for beginning in _magics(octets, at):
+        if _record_at(octets, beginning, path, instance, after) is not None:
+            return beginning
     return None
+
+
+def _magics(octets: mmap.mmap, at: int) -> Iterator[int]:
+    """Yield where the magic stands, from `at` on.
+
+    In copies: mmap.find before Python 3.11.5 looks one octet past the mapping, which ends the process.
+    """
+    step = len(_ZEROS)
+    for start in range(at, len(octets), step):
+        chunk = octets[start : start + step + len(codec.MAGIC) - 1]
+        found = chunk.find(codec.MAGIC)
+        while found >= 0:
+            yield start + found
+            found = chunk.find(codec.MAGIC, found + 1)
 
 
 def _end(octets: mmap.mmap, at: int, path: Path, is_last: bool) -> Iterator[Damage | TornEnd]:

@@ -7,7 +7,8 @@ store by intake like every other. RFC 9051 6.3.12, 4315 (APPENDUID), 7888, 7889.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from server.imap import framing, grammar
 from server.imap.answer import Completion, Failed
@@ -19,10 +20,14 @@ from storage import accounts
 from storage.records import Envelope, LocalTarget, Peer, Source
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from server.imap import commands as c
     from server.imap.session import Session
     from storage.records import Spooled
     from storage.spool import SpoolWriter
+
+T = TypeVar("T")
 
 
 async def announced(session: Session, event: framing.Announced) -> Completion:
@@ -84,25 +89,25 @@ async def _require_quota(session: Session, octets: int) -> None:
 async def _store(session: Session, command: c.Append, folder: str, content: bytes | Spooled) -> Completion:
     identity = session.identity
     assert identity is not None
-    receipt = await session.services.intake.accept(
-        Arrival(
-            source=Source.APPEND,
-            peer=Peer(address=session.wire.peer_address, identity=identity.id),
-            envelope=Envelope(None, ()),
-            content=content,
-            identity=identity,
-            organization_id=identity.organization_id,
-            append=LocalTarget(
-                mailbox_id=session.mailbox_id,
-                recipient=identity.address,
-                folder=folder,
-                flags=command.flags,
-                keywords=command.keywords,
-                internal_date=command.internal_date or 0,
-            ),
+    arrival = Arrival(
+        source=Source.APPEND,
+        peer=Peer(address=session.wire.peer_address, identity=identity.id),
+        envelope=Envelope(None, ()),
+        content=content,
+        identity=identity,
+        organization_id=identity.organization_id,
+        append=LocalTarget(
+            mailbox_id=session.mailbox_id,
+            recipient=identity.address,
+            folder=folder,
+            flags=command.flags,
+            keywords=command.keywords,
+            internal_date=command.internal_date or 0,
         ),
-        wait_applied=True,
     )
+    # Once begun it is seen through, though the client may be gone meanwhile.
+    accepting = asyncio.ensure_future(session.services.intake.accept(arrival, wait_applied=True))
+    receipt = await asyncio.shield(accepting)
     placed = receipt.placed[0]
     if not placed.uid:
         raise Failed("Mailbox does not exist", code=b"[TRYCREATE]")
@@ -121,6 +126,7 @@ class _Body:
         self._pieces: list[bytes] = []
         self._writer: SpoolWriter | None = None
         self._kept = False
+        self._working: asyncio.Future[Any] | None = None  # file work that a cancellation leaves behind
 
     async def read(self) -> bytes | Spooled:
         """Return the whole content; raises Failed for what is no message or is followed by something."""
@@ -141,7 +147,7 @@ class _Body:
         if self._in_memory:
             return b"".join(self._pieces)
         assert self._writer is not None
-        spooled = await self._session.services.threads.run(self._writer.finish)
+        spooled = await self._work(self._session.services.threads.run(self._writer.finish))
         self._kept = True
         return spooled
 
@@ -149,10 +155,20 @@ class _Body:
         if self._in_memory:
             self._pieces.append(data)
             return
-        services = self._session.services
         if self._writer is None:
-            self._writer = await services.threads.run(services.intake.spool)
-        await services.threads.run(self._writer.write, data)
+            await self._work(self._open())
+        assert self._writer is not None
+        await self._work(self._session.services.threads.run(self._writer.write, data))
+
+    async def _open(self) -> None:
+        services = self._session.services
+        self._writer = await services.threads.run(services.intake.spool)
+
+    async def _work(self, work: Coroutine[object, object, T]) -> T:
+        """Do file work to its end, so that nobody discards a file that a thread is writing to."""
+        task = asyncio.ensure_future(work)
+        self._working = task
+        return await asyncio.shield(task)
 
     async def _require_end(self) -> None:
         event = await self._session.wire.event()
@@ -164,5 +180,7 @@ class _Body:
 
     async def discard(self) -> None:
         """Remove the spool file of a message that was not accepted."""
+        if self._working is not None and not self._working.done():
+            await asyncio.wait([self._working])
         if self._writer is not None and not self._kept:
             await self._session.services.threads.run(self._writer.discard)

@@ -115,7 +115,9 @@ class Connection(asyncio.Protocol):
         """The client does not read as fast as it is written to."""
         self._drained = asyncio.get_running_loop().create_future()
         services = self.session.services
-        self.deadline = services.clock.monotonic() + services.bounds.write_seconds
+        deadline = services.clock.monotonic() + services.bounds.write_seconds
+        is_stranger = self.session.state is State.NOT_AUTHENTICATED
+        self.deadline = min(self.deadline, deadline) if is_stranger else deadline
 
     def resume_writing(self) -> None:
         """The client has read."""
@@ -272,9 +274,10 @@ class Connection(asyncio.Protocol):
         if self._handshaking:
             self._abort()
             return
-        self.write(b"* BYE %b\r\n" % text.encode())
+        if self._waiter is not None or not self.busy:
+            # Else a response is being written, and nothing can be put into the middle of it.
+            self.write(b"* BYE %b\r\n" % text.encode())
         self.close()
-        self._wake()
         if self.task is not None and self._waiter is not None:
             self.task.cancel()
 

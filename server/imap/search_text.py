@@ -23,6 +23,7 @@ INNER_HEADERS = "\x1f"  # behind the outermost header's fields
 BODY = "\x1e"  # behind all headers
 CUT = "\x1d"  # at the end of a text that lacks something
 
+_PLAIN_ENCODINGS = frozenset({b"7bit", b"8bit", b"binary"})
 _FOLDING = re.compile(r"\r?\n(?=[ \t])")
 _MARKS = re.compile("[\x1d-\x1f]")
 
@@ -52,9 +53,10 @@ def build(
                 inner.append(header_text(part, message))
                 room -= len(inner[-1])
             if part.is_text and not part.parts:
-                cut = cut or part.octets > source
-                bodies.append(part_source(part, message, limit=source))
-                source -= min(part.octets, source)
+                wanted = min(source, room * _octets_a_character(part))
+                cut = cut or part.octets > wanted
+                bodies.append(part_source(part, message, limit=wanted))
+                source -= min(part.octets, wanted)
                 room -= len(bodies[-1])
     outer = header_text(root, message)
     pieces = [_clean("\n".join(piece)) for piece in ([outer], inner, bodies)]
@@ -73,8 +75,16 @@ def outer(header: bytes) -> str:
     return fold(f"\n{_clean(lines)}\n{INNER_HEADERS}")
 
 
+def _octets_a_character(part: Part) -> int:
+    """Return how many octets a character of a part takes at most, for what is worth reading of it."""
+    return 1 if part.content.encoding.lower() in _PLAIN_ENCODINGS else 3
+
+
 def _clean(text: str) -> str:
-    return _MARKS.sub(" ", text) if _MARKS.search(text) else text
+    # Three looks for single characters take a hundredth of one for a class of them.
+    if INNER_HEADERS in text or BODY in text or CUT in text:
+        return _MARKS.sub(" ", text)
+    return text
 
 
 def is_cut(text: str) -> bool:

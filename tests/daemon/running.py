@@ -84,9 +84,9 @@ def until(check: Callable[[], T], what: str, *, seconds: float = PATIENCE_SECOND
 def run_cli(*arguments: object, **more: Any) -> subprocess.CompletedProcess[str]:
     """Run the command line to its end."""
     command = [sys.executable, "-m", "server", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=60, **{"check": False, **more}
-    )
+    wide = {**os.environ, "COLUMNS": "250"}
+    settings: dict[str, Any] = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 60, "env": wide}
+    return subprocess.run(command, **{**settings, "check": False, **more})
 
 
 class Daemon:
@@ -201,7 +201,7 @@ class Daemon:
         command = [sys.executable, "-m", "server", "serve", "--config", str(self.configuration)]
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, **environment}
+                command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "PYTHONFAULTHANDLER": "1", **environment}
             )
         return self.process
 
@@ -316,8 +316,12 @@ class Daemon:
         return self.ask("explain", id=message_id)
 
     def kinds(self, message_id: str) -> list[str]:
-        """The kinds of the events on a message's timeline, in order."""
-        return [step["kind"].removeprefix("message.") for step in self.explain(message_id)["timeline"]]
+        """The kinds of the events on a message's timeline, in order; none before it is applied."""
+        try:
+            steps = self.explain(message_id)["timeline"]
+        except OperationFailed:
+            return []
+        return [step["kind"].removeprefix("message.") for step in steps]
 
     def deliveries(self, **arguments: object) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = self.ask("queue-list", **arguments)["deliveries"]
