@@ -9,7 +9,7 @@ import sys
 NEEDS_LOOP = frozenset({"serve", "dev"})
 # The loop shares the interpreter with the journal, apply and the writer: at Python's 5 ms a thread that
 # wakes from a sync waits longer for its turn than the sync took. Measured in docs/benchmarks.md.
-SWITCH_SECONDS = 0.0005
+SWITCH_SECONDS = 0.002
 
 
 def install_loop() -> None:

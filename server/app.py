@@ -65,8 +65,11 @@ def _database_url(settings: Settings) -> str:
     reference = settings.store.database_password_file
     if not reference:
         return settings.database_url
-    url = make_url(settings.database_url).set(password=read_secret(reference))
-    return url.render_as_string(hide_password=False)
+    try:
+        password = read_secret(reference)
+    except (LookupError, OSError, UnicodeDecodeError) as error:
+        raise StorageError(f"store.database_password_file cannot be read: {error}") from None
+    return make_url(settings.database_url).set(password=password).render_as_string(hide_password=False)
 
 
 class Appliance:
@@ -121,7 +124,11 @@ class Appliance:
     def _load_certificate(self) -> ServerTls:
         tls = self.settings.tls
         if tls.certificate_file:
-            return ServerTls(locate_secret(tls.certificate_file), locate_secret(tls.key_file))
+            try:
+                files = (locate_secret(tls.certificate_file), locate_secret(tls.key_file))
+            except LookupError as error:
+                raise CertificateError(f"tls.certificate_file, tls.key_file: {error}") from None
+            return ServerTls(*files)
         names = [self.settings.server.hostname, "localhost", "127.0.0.1"]
         directory = self.settings.server.data_directory / "tls"
         return ServerTls(*make_self_signed(directory, names=list(dict.fromkeys(names))))

@@ -120,6 +120,13 @@ class _Group:
     local: list[tuple[Recipient, Local]] = field(default_factory=list)
     remote: list[tuple[Recipient, str]] = field(default_factory=list)  # with the queue's domain
     dropped: list[Recipient] = field(default_factory=list)
+    named: set[str] = field(default_factory=set)
+
+    def is_new(self, address: str) -> bool:
+        """Whether an address is named for the first time: one named again gets no second copy."""
+        is_new = address not in self.named
+        self.named.add(address)
+        return is_new
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +336,8 @@ class Intake:
             if arrival.source in QUEUED:
                 # One road for all mail that is sent: the queue, whose local lane comes back here.
                 group = _of(groups, arrival.organization_id or _sender_organization(arrival))
-                group.remote.append((recipient, domain_of(recipient.address)))
+                if group.is_new(recipient.address):
+                    group.remote.append((recipient, domain_of(recipient.address)))
                 continue
             resolution = await self._routing.resolve(recipient.address)
             _sort(groups, recipient, resolution)
@@ -412,6 +420,7 @@ class Intake:
         recipient = Recipient(address=address)
         group.local.clear()
         group.remote.clear()
+        group.named.clear()
         scratch: dict[str, _Group] = {group.organization_id: group}
         resolution = await self._routing.resolve(address)
         if isinstance(resolution, Local) and resolution.mailbox.organization_id == group.organization_id:
@@ -523,11 +532,15 @@ def _sender_organization(arrival: Arrival) -> str:
 
 def _sort(groups: dict[str, _Group], recipient: Recipient, resolution: Resolution) -> None:
     if isinstance(resolution, Local):
-        _of(groups, resolution.mailbox.organization_id).local.append((recipient, resolution))
+        group = _of(groups, resolution.mailbox.organization_id)
+        if group.is_new(resolution.address):
+            group.local.append((recipient, resolution))
     elif isinstance(resolution, Forward):
         # RFC 5321 3.9.1: an alias keeps the reverse-path.
         onward = replace(recipient, address=resolution.target)
-        _of(groups, resolution.organization_id).remote.append((onward, domain_of(resolution.target)))
+        group = _of(groups, resolution.organization_id)
+        if group.is_new(onward.address):
+            group.remote.append((onward, domain_of(onward.address)))
     elif isinstance(resolution, Drop):
         _of(groups, resolution.organization_id).dropped.append(recipient)
     elif isinstance(resolution, Refuse):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from policies.compile import compile_rules
+from policies.compile import PolicyError, Problem, compile_rules
 from policies.engine import judge
 from policies.rules import RuleSet, Ruling
 from server.refusal import Refusal
@@ -24,8 +24,11 @@ class Rulebook:
         self._rules = self._read()
 
     def _read(self) -> RuleSet:
+        if not self._directory.is_dir():
+            # Without this a mistyped path would switch every rule off.
+            raise _faulty(self._directory, "there is no such directory of rules")
         files = sorted(self._directory.glob("*.toml"))
-        return compile_rules([(str(path), path.read_text("utf-8")) for path in files])
+        return compile_rules([(str(path), _text(path)) for path in files])
 
     def reload(self) -> None:
         """Read the rules again; raises policies.compile.PolicyError and keeps the old ones."""
@@ -43,6 +46,19 @@ class Rulebook:
     def decide(self, stage: str, facts: Mapping[str, object]) -> Decision:
         """Return the decision of a stage's rules over facts."""
         return decision_of(judge(self._rules, stage, facts))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise _faulty(path, error.strerror or str(error)) from None
+    except UnicodeDecodeError as error:
+        raise _faulty(path, f"the file is not UTF-8: octet {error.start} cannot be read") from None
+
+
+def _faulty(path: Path, message: str) -> PolicyError:
+    return PolicyError((Problem(str(path), 0, message),))
 
 
 def decision_of(ruling: Ruling) -> Decision:

@@ -34,6 +34,10 @@ __all__ = ["Applier", "Render"]
 
 BATCH_RECORDS = 256
 BATCH_OCTETS = 16 << 20
+# Under load a batch begins this long after the one before, or when so many wait, or when somebody
+# waits for the outcome (APPEND owes a UID).
+GATHER_SECONDS = 0.008
+GATHER_RECORDS = 64
 BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_LAST_SECONDS = 10.0
 REPLAY_ATTEMPTS = 4
@@ -84,6 +88,8 @@ class Applier:
         self._waiting: deque[Journaled] = deque()
         self._ready = threading.Condition()
         self._closing = threading.Event()
+        self._is_loaded = False
+        self._taken_at = 0.0
         self._attempts: int | None = REPLAY_ATTEMPTS
         self._commit: _Commit | None = None
         self._thread: threading.Thread | None = None
@@ -174,12 +180,26 @@ class Applier:
             while not self._ready.wait_for(self._has_turn, WORKER_IDLE_SECONDS):
                 if self._worker is not None:
                     self._worker.close()
+            if self._is_loaded:
+                # Every batch costs a commit and its turns of the interpreter's lock, whatever its size.
+                left = self._taken_at + GATHER_SECONDS - time.monotonic()
+                self._ready.wait_for(self._has_enough, max(0.0, left))
             batch: list[Journaled] = []
             octets = 0
             while self._waiting and len(batch) < BATCH_RECORDS and octets < BATCH_OCTETS:
                 batch.append(self._waiting.popleft())
                 octets += batch[-1].octets
+            self._is_loaded = len(batch) > 1
+            self._taken_at = time.monotonic()
             return batch
+
+    def _has_enough(self) -> bool:
+        waiting = self._waiting
+        return (
+            self._closing.is_set()
+            or len(waiting) >= GATHER_RECORDS
+            or any(item.applied is not None for item in waiting)
+        )
 
     def _has_turn(self) -> bool:
         commit = self._commit

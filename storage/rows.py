@@ -28,7 +28,9 @@ Row = tuple[Any, ...]
 REFERENCES = 20
 HEADER_ID_CHARACTERS = 500
 _LOOKUP = 500
-_CHUNKS = (64, 16, 4, 1)
+# Every statement gives up the interpreter's lock and waits to get it back, so a small batch is one
+# statement a table; the sizes are few enough for the driver's cache of prepared statements.
+_CHUNKS = (64, 32, *range(16, 0, -1))
 _ID = re.compile(r"<[^<>\s]{1,498}>")
 
 

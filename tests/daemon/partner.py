@@ -16,7 +16,8 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from server.tls import make_self_signed
-from tests.daemon.running import free_ports, parsed, until
+from tests.daemon.letters import parsed
+from tests.daemon.running import free_ports, until
 
 DOMAIN = "partner.test"
 

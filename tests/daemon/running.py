@@ -4,8 +4,6 @@ What is asked of it goes the ways that users have: the command line, the control
 and the ports. Readiness is what the daemon tells its service manager.
 """
 
-import email
-import email.policy
 import imaplib
 import json
 import os
@@ -29,9 +27,9 @@ from typing import Any, TypeVar
 
 from server.control import ask_daemon
 from server.operations import OperationFailed
+from tests.daemon.letters import DOMAIN, parsed
 
 ROOT = Path(__file__).resolve().parents[2]
-DOMAIN = "agents.test"
 HOSTNAME = "mx.agents.test"
 NAMES = ("mx", "submission", "submissions", "imap", "imaps", "http")
 PATIENCE_SECONDS = 30.0
@@ -69,7 +67,7 @@ def free_ports(count: int) -> list[int]:
     return found
 
 
-def until(check: Callable[[], T], what: str, *, seconds: float = PATIENCE_SECONDS) -> T:
+def until(check: Callable[[], T | None], what: str, *, seconds: float = PATIENCE_SECONDS) -> T:
     """Return the first true value of check; fails with its words when none comes in time."""
     end = time.monotonic() + seconds
     while True:
@@ -93,14 +91,20 @@ class Daemon:
     """One daemon over a directory. settings: sections of the configuration, over the usual ones.
 
     template: a stopped daemon's directory whose data and accounts are copied.
+    data: where the data directory is, if not below the directory.
     """
 
     def __init__(
-        self, directory: Path, *, template: Path | None = None, **settings: Mapping[str, object]
+        self,
+        directory: Path,
+        *,
+        template: Path | None = None,
+        data: Path | None = None,
+        **settings: Mapping[str, object],
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
-        self.data = directory / "data"
+        self.data = data or directory / "data"
         self.ports = dict(zip(NAMES, free_ports(len(NAMES)), strict=True))
         self.process: subprocess.Popen[bytes] | None = None
         self.notices: list[str] = []
@@ -126,7 +130,7 @@ class Daemon:
                 "data_directory": str(self.data),
                 "drain_seconds": 10,
             },
-            "store": {"disk_reserve_octets": 0},
+            "store": {"disk_reserve_octets": 0, "journal_segment_octets": 1 << 20},
             "smtp": {
                 "listen_mx": [self._at("tcp", "mx")],
                 "listen_submission": [self._at("tcp", "submission")],
@@ -201,7 +205,11 @@ class Daemon:
         command = [sys.executable, "-m", "server", "serve", "--config", str(self.configuration)]
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "PYTHONFAULTHANDLER": "1", **environment}
+                command,
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PYTHONFAULTHANDLER": "1", **environment},
             )
         return self.process
 
@@ -279,7 +287,11 @@ class Daemon:
     def submission(self, inbox: Inbox, *, password: str | None = None) -> smtplib.SMTP_SSL:
         """A user's logged-in connection over TLS."""
         client = smtplib.SMTP_SSL(
-            "127.0.0.1", self.ports["submissions"], timeout=20, context=self.tls(), local_hostname="[127.0.0.1]"
+            "127.0.0.1",
+            self.ports["submissions"],
+            timeout=20,
+            context=self.tls(),
+            local_hostname="[127.0.0.1]",
         )
         client.login(inbox.address, password or inbox.password)
         return client
@@ -348,31 +360,6 @@ class Daemon:
             return None if waiting else found
 
         return until(explained, f"{message_id} is not settled") or {}
-
-
-def parsed(content: bytes) -> EmailMessage:
-    return email.message_from_bytes(content, policy=email.policy.default)
-
-
-def message(subject: str, body: str = "Hello.\n", **fields: str) -> EmailMessage:
-    """A small message; fields: others of its header, '_' for '-'."""
-    made = EmailMessage()
-    for name, value in {"From": "someone@partner.test", "To": f"alice@{DOMAIN}", **fields}.items():
-        made[name.replace("_", "-")] = value
-    made["Subject"] = subject
-    made.set_content(body)
-    return made
-
-
-def wire(made: EmailMessage) -> bytes:
-    """A message's octets with CRLF, as SMTP has them."""
-    return made.as_bytes(policy=email.policy.SMTP)
-
-
-def queued_id(reply: bytes | tuple[int, bytes]) -> str:
-    """The message id that a 250 names."""
-    text = (reply if isinstance(reply, bytes) else reply[1]).decode()
-    return next(word.strip(".;,") for word in text.split() if word.startswith("msg_"))
 
 
 def _datagram(manager: socket.socket) -> str:

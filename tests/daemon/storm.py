@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable
 from email.message import EmailMessage
 
-from tests.daemon.running import DOMAIN, Daemon, Inbox
+from tests.daemon.letters import DOMAIN
+from tests.daemon.running import Daemon, Inbox
 
 # Some go into the journal whole, some by way of a spool file (256 KiB and more).
 SIZES = (200, 2_000, 2_000, 40_000, 400_000)
@@ -121,7 +122,9 @@ class Storm:
         identifier = str(one["Subject"])
         payload = one.get_payload()
         assert isinstance(payload, str)
-        return payload.replace("\r\n", "\n") == body(identifier, self.octets[identifier]).replace("\r\n", "\n")
+        return payload.replace("\r\n", "\n") == body(identifier, self.octets[identifier]).replace(
+            "\r\n", "\n"
+        )
 
 
 def strike(daemon: Daemon, storm: Storm, dice: random.Random, *, after: int) -> None:

@@ -7,25 +7,27 @@ from pathlib import Path
 
 import pytest
 
+from tests.daemon.letters import DOMAIN
 from tests.daemon.partner import serving
-from tests.daemon.running import DOMAIN, Daemon, Inbox, until
+from tests.daemon.running import Daemon, Inbox, until
 from tests.daemon.storm import Storm, strike
 
 
 @pytest.mark.parametrize(
     ("seed", "kills"), [(1, 5), pytest.param(2, 60, marks=pytest.mark.slow)], ids=["few", "many"]
 )
-def test_every_250_is_kept_once_through_kills(
-    template: Path, tmp_path: Path, seed: int, kills: int
-) -> None:
+def test_every_250_is_kept_once_through_kills(template: Path, tmp_path: Path, seed: int, kills: int) -> None:
     dice = random.Random(seed)
-    with serving(tmp_path / "partner") as partner, Daemon(
-        tmp_path / "daemon",
-        template=template,
-        # Small segments and frequent checkpoints, so that kills hit these too.
-        store={"disk_reserve_octets": 0, "journal_segment_octets": 1 << 20, "checkpoint_seconds": 1},
-        delivery={"routes": partner.route, "retry_first_seconds": 1, "per_domain_concurrency": 4},
-    ) as daemon:
+    with (
+        serving(tmp_path / "partner") as partner,
+        Daemon(
+            tmp_path / "daemon",
+            template=template,
+            # Frequent checkpoints of the small segments that all tests use, so that kills hit these too.
+            store={"checkpoint_seconds": 1},
+            delivery={"routes": partner.route, "retry_first_seconds": 1, "per_domain_concurrency": 4},
+        ) as daemon,
+    ):
         daemon.start()
         storm = Storm(daemon, seed=seed, mx=4, submissions=2)
         storm.begin()
@@ -71,7 +73,7 @@ def by_imap(daemon: Daemon, inbox: Inbox) -> Counter[str]:
 def check_partner(
     storm: Storm, counts: Counter[str], *, kills: int, taken: list[tuple[str, str, bool]]
 ) -> None:
-    """What was submitted arrived whole under its Message-ID; copies come from kills in mid-transmission only."""
+    """What was submitted arrived whole under its Message-ID; only kills in mid-transmission make copies."""
     for subject, message_id, is_whole in taken:
         assert message_id == f"<{subject}@storm.test>"
         assert is_whole
@@ -87,7 +89,7 @@ def check_partner(
 def check_residue(daemon: Daemon) -> None:
     """Nothing half-made is left to be seen, and nothing that was finished is kept."""
     assert daemon.stop() == 0
-    assert [path for path in (daemon.data / "mail").rglob("tmp/*")] == []
+    assert not list((daemon.data / "mail").rglob("tmp/*"))
     assert list((daemon.data / "spool").iterdir()) == []
     assert list((daemon.data / "aside").iterdir()) == []
     journal = [path for path in (daemon.data / "journal").rglob("*") if path.is_file()]

@@ -8,19 +8,9 @@ from email.message import EmailMessage
 
 import pytest
 
+from tests.daemon.letters import DOMAIN, message, queued_id, wire
 from tests.daemon.partner import Partner
-from tests.daemon.running import (
-    DOMAIN,
-    HOSTNAME,
-    ROOT,
-    Daemon,
-    Inbox,
-    message,
-    queued_id,
-    run_cli,
-    until,
-    wire,
-)
+from tests.daemon.running import HOSTNAME, ROOT, Daemon, Inbox, run_cli, until
 
 # The judge of signatures is dkimpy as it comes, told the public records that `domain dns` prints.
 JUDGE = """
@@ -62,7 +52,7 @@ def submit(daemon: Daemon, inbox: Inbox, made: EmailMessage, *recipients: str) -
 def test_mail_from_outside_is_placed_with_its_trace(daemon: Daemon, inbox: Inbox) -> None:
     identifier = deliver(daemon, wire(message("Order 17", To=inbox.address)), inbox.address)
     placed = daemon.find(inbox, "Order 17")
-    names = [name.lower() for name in placed.keys()]
+    names = [name.lower() for name, _ in placed.items()]
     assert names[:3] == ["return-path", "delivered-to", "received"]
     assert placed["Return-Path"] == "<someone@partner.test>"
     assert placed["Delivered-To"] == inbox.address
@@ -91,7 +81,9 @@ def test_an_unknown_recipient_is_refused_at_rcpt(daemon: Daemon) -> None:
     assert (code, text[:5]) == (550, b"5.1.1")
 
 
-@pytest.mark.parametrize("recipient", ["x@elsewhere.test", "x%elsewhere.test@elsewhere.test", "x@[127.0.0.1]"])
+@pytest.mark.parametrize(
+    "recipient", ["x@elsewhere.test", "x%elsewhere.test@elsewhere.test", "x@[127.0.0.1]"]
+)
 @pytest.mark.parametrize("sender", ["someone@partner.test", f"alice@{DOMAIN}", ""])
 def test_nothing_is_relayed_for_strangers(daemon: Daemon, sender: str, recipient: str) -> None:
     with daemon.mx() as client:
@@ -117,11 +109,12 @@ def test_users_submit_after_auth_plain(daemon: Daemon, partner: Partner, door: s
     with client:
         assert client.ehlo()[0] == 250
         assert client.mail(alice.address)[0] == 530
-        client.user, client.password = alice.address, daemon.keys["alice"] if secret == "key" else alice.password
-        assert client.auth("PLAIN", client.auth_plain)[0] == 235
-        client.sendmail(
-            alice.address, "customer@partner.test", wire(message(subject, From=alice.address))
+        client.user, client.password = (
+            alice.address,
+            daemon.keys["alice"] if secret == "key" else alice.password,
         )
+        assert client.auth("PLAIN", client.auth_plain)[0] == 235
+        client.sendmail(alice.address, "customer@partner.test", wire(message(subject, From=alice.address)))
     assert partner.find(subject).reverse_path == alice.address
 
 
@@ -163,9 +156,9 @@ def test_submission_completes_and_signs_what_is_sent(
     signatures = taken.message.get_all("DKIM-Signature")
     assert len(signatures) == 2
     assert ["rsa-sha256" in str(one) or "ed25519-sha256" in str(one) for one in signatures] == [True, True]
-    records = json.loads(
-        run_cli("domain", "dns", DOMAIN, "--json", "--config", daemon.configuration).stdout
-    )["records"]
+    records = json.loads(run_cli("domain", "dns", DOMAIN, "--json", "--config", daemon.configuration).stdout)[
+        "records"
+    ]
     path = tmp_path / "taken.eml"
     path.write_bytes(taken.content)
     judged = subprocess.run(
@@ -180,9 +173,10 @@ def test_a_plain_second_server_gets_mail_too(daemon: Daemon, template, tmp_path)
     """Opportunistic STARTTLS: without an offer the mail goes all the same (RFC 7435)."""
     from tests.daemon.partner import serving
 
-    with serving(tmp_path / "partner", secure=False) as plain, Daemon(
-        tmp_path / "daemon", template=template, delivery={"routes": plain.route}
-    ) as sending:
+    with (
+        serving(tmp_path / "partner", secure=False) as plain,
+        Daemon(tmp_path / "daemon", template=template, delivery={"routes": plain.route}) as sending,
+    ):
         sending.start()
         submit(sending, sending.alice, message("In clear", From=sending.alice.address), "x@partner.test")
         assert not plain.find("In clear").secure
@@ -192,7 +186,9 @@ def test_a_permanent_failure_comes_back_as_a_notice(daemon: Daemon, inbox: Inbox
     made = message("To nobody", From=inbox.address, Message_ID="<to-nobody@agents.test>")
     identifier = submit(daemon, inbox, made, "reject-me@partner.test")
     notice = until(
-        lambda: next((one for one in daemon.messages(inbox) if one.get_content_type() == "multipart/report"), None),
+        lambda: next(
+            (one for one in daemon.messages(inbox) if one.get_content_type() == "multipart/report"), None
+        ),
         f"no notice\n{daemon.log}",
     )
     assert notice["Return-Path"] == "<>"

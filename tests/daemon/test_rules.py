@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.running import DOMAIN, HOSTNAME, ROOT, Daemon, Inbox, message, queued_id, wire
+from tests.daemon.letters import DOMAIN, message, queued_id, wire
+from tests.daemon.running import HOSTNAME, ROOT, Daemon, Inbox
 from tests.nameserver import Nameserver
 
 RULES = """
@@ -250,6 +251,9 @@ def test_a_spoof_of_a_quarantining_domain_lies_in_junk(checking: Daemon, receive
 
 
 def test_a_server_without_any_records_is_let_in(checking: Daemon, receiver: Inbox) -> None:
-    assert hand_in(checking, wire(message("Plain")), receiver.address, sender=f"x@{DOMAIN}.unknown.test")[0] == 250
+    assert (
+        hand_in(checking, wire(message("Plain")), receiver.address, sender=f"x@{DOMAIN}.unknown.test")[0]
+        == 250
+    )
     said = results(checking, receiver, "Plain")
     assert "spf=none" in said

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from server.tls import make_self_signed
-from tests.daemon.running import DOMAIN, ROOT, Daemon, message, until, wire
+from tests.daemon.letters import DOMAIN, message, wire
+from tests.daemon.running import ROOT, Daemon, until
 from tests.daemon.storm import Storm
 
 REFUSING = """
@@ -74,7 +75,7 @@ def test_sigterm_during_load_loses_nothing(template: Path, tmp_path: Path) -> No
                 wanted = {name for name, to in promised.items() if inbox.address in to}
                 assert wanted - set(found) == set()
                 assert len(found) == len(set(found))
-            assert [path for path in (daemon.data / "mail").rglob("tmp/*")] == []
+            assert not list((daemon.data / "mail").rglob("tmp/*"))
             daemon.start()
         storm.end()
         assert storm.surprises == []
@@ -83,17 +84,20 @@ def test_sigterm_during_load_loses_nothing(template: Path, tmp_path: Path) -> No
 def test_sigterm_lets_a_begun_transaction_end(template: Path, tmp_path: Path) -> None:
     with Daemon(tmp_path, template=template) as daemon:
         daemon.start()
-        with daemon.mx() as client, daemon.mx() as idle:
-            for one in (client, idle):
-                one.ehlo()
-            client.mail("stranger@partner.test")
-            client.rcpt(f"alice@{DOMAIN}")
-            daemon.process.send_signal(signal.SIGTERM)
-            code, text = idle.getreply()
-            assert (code, text[:5]) == (421, b"4.3.2")
-            with pytest.raises(OSError), socket.create_connection(("127.0.0.1", daemon.ports["mx"]), 5):
-                pass
-            assert client.data(wire(message("Just in time")))[0] == 250
+        client, idle = daemon.mx(), daemon.mx()
+        for one in (client, idle):
+            one.ehlo()
+        client.mail("stranger@partner.test")
+        client.rcpt(f"alice@{DOMAIN}")
+        assert daemon.process is not None
+        daemon.process.send_signal(signal.SIGTERM)
+        code, text = idle.getreply()
+        assert (code, text[:5]) == (421, b"4.3.2")
+        with pytest.raises(OSError), socket.create_connection(("127.0.0.1", daemon.ports["mx"]), 5):
+            pass
+        assert client.data(wire(message("Just in time")))[0] == 250
+        client.close()
+        idle.close()
         assert daemon.process.wait(20) == 0
         assert [one["Subject"] for one in daemon.messages(daemon.alice)] == ["Just in time"]
 

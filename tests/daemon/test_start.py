@@ -1,4 +1,4 @@
-"""Starts that must fail do so with a sentence for the operator; starts that go well tell the service manager."""
+"""Starts that must fail do so with a sentence for the operator; those that go well tell who waits."""
 
 import shutil
 import socket
@@ -112,6 +112,15 @@ def test_a_port_in_use_is_named(fresh: Daemon) -> None:
         ("server", {"data_directory": "/proc/mailagents"}, "/proc/mailagents"),
         ("tls", {"certificate_file": "/nowhere/c.pem", "key_file": "/nowhere/k.pem"}, "/nowhere/c.pem"),
         ("tls", {"certificate_file": "credential:c", "key_file": "credential:k"}, "credential"),
+        ("policy", {"directory": "/nowhere/rules"}, "/nowhere/rules"),
+        (
+            "store",
+            {
+                "database_url": "postgresql+psycopg://u@127.0.0.1:1/m",
+                "database_password_file": "credential:p",
+            },
+            "database_password_file",
+        ),
         ("control", {"socket": "/proc/mailagents/control"}, "/proc/mailagents"),
         ("smtp", {"listen_mx": ["tcp:192.0.2.1:25"]}, "192.0.2.1:25"),
         ("smtp", {"listen_mx": ["systemd:mx"]}, "systemd"),
@@ -135,9 +144,7 @@ def test_what_cannot_be_used_is_named(
     ],
     ids=["too early", "no TOML", "no UTF-8"],
 )
-def test_a_faulty_rule_stops_the_start_and_the_check(
-    template: Path, tmp_path: Path, rules: bytes
-) -> None:
+def test_a_faulty_rule_stops_the_start_and_the_check(template: Path, tmp_path: Path, rules: bytes) -> None:
     directory = tmp_path / "rules"
     directory.mkdir()
     (directory / "10-mine.toml").write_bytes(rules)
