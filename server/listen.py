@@ -1,4 +1,4 @@
-"""Listening addresses as the configuration writes them: `tcp:0.0.0.0:25`, `systemd:smtp,proxy`.
+"""Listening addresses as the configuration writes them: `tcp:0.0.0.0:25`, `systemd:smtp`.
 
 Owns the one grammar of listeners and the dataclass that carries a parsed one.
 Opens no socket: what listens makes sockets of these.
@@ -32,40 +32,37 @@ class Listen:
     """One listener.
 
     host and port: of tcp and tls, port 0 lets the kernel choose. name: the socket's
-    FileDescriptorName for systemd, the absolute path for unix. proxy: each connection
-    begins with a PROXY protocol header, and nothing else is accepted.
+    FileDescriptorName for systemd, the absolute path for unix.
     """
 
     kind: ListenKind
     host: str = ""
     port: int = 0
     name: str = ""
-    proxy: bool = False
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         place = self.name or f"{host}:{self.port}"
-        return f"{self.kind.value}:{place}{',proxy' if self.proxy else ''}"
+        return f"{self.kind.value}:{place}"
 
 
 def parse_listen(text: str) -> Listen:
     """Return the listener that `tcp:HOST:PORT`, `tls:HOST:PORT`, `systemd:NAME` or `unix:PATH` names.
 
-    `,proxy` may follow. Raises ListenSyntax.
+    Raises ListenSyntax.
     """
     word, colon, rest = text.partition(":")
     if not colon or word not in {kind.value for kind in ListenKind}:
         raise ListenSyntax(f"{text!r} must begin with tcp:, tls:, systemd: or unix:")
     kind = ListenKind(word)
-    place, proxy = (rest[: -len(",proxy")], True) if rest.endswith(",proxy") else (rest, False)
     if kind is ListenKind.UNIX:
-        return Listen(kind, name=_unix_path(place), proxy=proxy)
-    if "," in place:
-        raise ListenSyntax(f"{place.partition(',')[2]!r} is no option of a listener; the only one is proxy")
+        return Listen(kind, name=_unix_path(rest))
+    if "," in rest:
+        raise ListenSyntax(f"{rest.partition(',')[2]!r}: a listener has no options")
     if kind is ListenKind.SYSTEMD:
-        return Listen(kind, name=_systemd_name(place), proxy=proxy)
-    host, port = _host_and_port(place)
-    return Listen(kind, host=host, port=port, proxy=proxy)
+        return Listen(kind, name=_systemd_name(rest))
+    host, port = _host_and_port(rest)
+    return Listen(kind, host=host, port=port)
 
 
 def _unix_path(path: str) -> str:

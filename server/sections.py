@@ -52,9 +52,9 @@ def _server_address(text: str) -> str:
 
 PATH = "an absolute path"
 FILE = "an absolute path, or credential:NAME for a systemd credential"
-LISTENERS = "a list of tcp:HOST:PORT, systemd:NAME or unix:PATH, each with an optional ,proxy"
+LISTENERS = "a list of tcp:HOST:PORT, systemd:NAME or unix:PATH"
 ANY_LISTENERS = LISTENERS.replace("tcp:HOST:PORT,", "tcp:HOST:PORT, tls:HOST:PORT,")
-TLS_LISTENERS = "a list of tls:HOST:PORT, systemd:NAME or unix:PATH, each with an optional ,proxy"
+TLS_LISTENERS = "a list of tls:HOST:PORT, systemd:NAME or unix:PATH"
 NEXT_HOP = "mx, smtp:HOST:PORT, lmtp:HOST:PORT, capture or refuse"
 
 Directory = Annotated[Path, Field(strict=False), AfterValidator(_absolute)]

@@ -67,7 +67,9 @@ __all__ = [
 # message's file is still needed.
 NOTICE_CURSOR = "notices"
 FAILURES = ("message.bounced", "message.expired")
-NOTICED = (*FAILURES, "message.delayed")
+# Delivered where the sender asked to hear of success, and no server behind will say it (RFC 3461 5.2.2).
+SUCCESS = "message.succeeded"
+NOTICED = (*FAILURES, "message.delayed", SUCCESS)
 OPEN_STATES = tuple(sorted(state.value for state in DeliveryState if state not in FINAL_STATES))
 IN_DOUBT = "the process ended while the message was being sent: it may have arrived"
 INTERRUPTED = "the process ended before the message was sent"
@@ -320,11 +322,22 @@ def settle(
         connection.execute(_SETTLE, [_settle_values(item, at) for item in good])
         made = [_event(item, held[item.delivery.id].tries, at) for item in good]
         made += _delays(connection, good, at, delay_notice_after)
+        made += [_success(item, at) for item in good if _owes_success(item)]
         events.append(connection, made)
     for due in {item.next_attempt_at for item in good if item.next_attempt_at is not None}:
         publish(connection, Notice("queue", "", due))
     closed = {item.delivery.message_id for item in good if item.outcome.state in FINAL_STATES}
     return Settled(stale, finish(connection, message_ids=sorted(closed)))
+
+
+def _owes_success(item: Settlement) -> bool:
+    asked = "SUCCESS" in (item.delivery.recipient.notify or ())
+    return asked and item.outcome.state is DeliveryState.DELIVERED and not item.outcome.dsn_passed
+
+
+def _success(item: Settlement, at: int) -> Event:
+    data: dict[str, object] = {"recipient": item.delivery.recipient.address, **outcome_facts(item.outcome)}
+    return _about(item.delivery, SUCCESS, at, data)
 
 
 def _holders(connection: Connection, wanted: list[str]) -> dict[str, Found]:

@@ -382,6 +382,8 @@ class Outcome:
     tls_version: str | None = None
     tls_cipher: str | None = None
     duration: int = 0
+    # The next hop took the parameters of RFC 3461: notices of success are its affair from here on.
+    dsn_passed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

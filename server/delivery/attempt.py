@@ -106,7 +106,13 @@ class Transmitter:
         self, taken: Taken, letter: Letter, deliveries: Sequence[Delivery], begin: Begin
     ) -> list[_Answered]:
         client = taken.client
-        hop = Hop(client.endpoint.host, client.endpoint.address, client.tls_version, client.tls_cipher)
+        hop = Hop(
+            client.endpoint.host,
+            client.endpoint.address,
+            client.tls_version,
+            client.tls_cipher,
+            offers_dsn="DSN" in client.extensions,
+        )
 
         async def begun(accepted: tuple[int, ...]) -> None:
             await begin([deliveries[index] for index in accepted])

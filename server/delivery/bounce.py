@@ -219,6 +219,9 @@ class Bouncer:
         )
 
 
+_OCCASIONS = {"message.delayed": "DELAY", queue.SUCCESS: "SUCCESS"}
+
+
 def _groups(found: Sequence[Event]) -> Iterator[list[Event]]:
     """Yield what one settling wrote about one message: it is always seen whole, so a replay groups alike."""
     for _, members in groupby(found, key=lambda event: (event.message_id, event.at, event.kind)):
@@ -240,11 +243,11 @@ def _statuses(about: Concerned, group: Sequence[Event]) -> Iterator[RecipientSta
     for event in group:
         known = about.deliveries.get(event.delivery_id or "")
         delayed = event.kind == "message.delayed"
-        if known is None or not wants(known.recipient, "DELAY" if delayed else "FAILURE"):
+        if known is None or not wants(known.recipient, _OCCASIONS.get(event.kind, "FAILURE")):
             continue
         yield RecipientStatus(
             final_recipient=known.recipient.address,
-            action=Action.DELAYED if delayed else Action.FAILED,
+            action=_action(event),
             status=_status(event, delayed=delayed),
             original_recipient=known.recipient.orcpt,
             remote_mta=_text(event, "host") or None,
@@ -259,12 +262,22 @@ def wants(recipient: Recipient, occasion: str) -> bool:
     return recipient.notify is None or occasion in recipient.notify
 
 
+def _action(event: Event) -> Action:
+    if event.kind == queue.SUCCESS:
+        # Our own inbox is the end of the road; any other server without RFC 3461 is beyond our sight.
+        return Action.RELAYED if event.data.get("address") else Action.DELIVERED
+    return Action.DELAYED if event.kind == "message.delayed" else Action.FAILED
+
+
 def _text(event: Event, name: str) -> str:
     return str(event.data.get(name, ""))
 
 
 def _status(event: Event, *, delayed: bool) -> str:
     enhanced = _text(event, "enhanced")
+    if event.kind == queue.SUCCESS:
+        # RFC 3463 3.2, X.1.9: relayed to a mailer that does not speak RFC 3461.
+        return "2.1.9" if event.data.get("address") else "2.0.0"
     if delayed or event.kind == "message.bounced":
         return enhanced
     # RFC 3463 3.5: X.4.7, delivery time expired.

@@ -22,12 +22,13 @@ NOT_PROVED = frozenset({503, 530, 535, 538})
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """The server that answered: name, IP address, TLS as negotiated."""
+    """The server that answered: name, IP address, TLS as negotiated, whether it speaks RFC 3461."""
 
     host: str = ""
     address: str = ""
     tls_version: str | None = None
     tls_cipher: str | None = None
+    offers_dsn: bool = False
 
 
 NO_HOP = Hop()
@@ -43,6 +44,7 @@ def read_answer(answer: Answer, hop: Hop = NO_HOP, *, duration: int = 0, note: s
         text=f"{note}: {answer.text}" if note else answer.text,
         phase=answer.phase,
         duration=duration,
+        dsn_passed=hop.offers_dsn,
     )
     outcome = _placed(found, hop)
     if outcome.phase == "final" and reply is None:

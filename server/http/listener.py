@@ -19,7 +19,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server.listen import Listen, ListenKind
-from server.sockets import BACKLOG, BindFailed
+from server.sockets import BACKLOG
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -154,10 +154,7 @@ class HttpListener:
         self._emptied = asyncio.Event()
 
     async def start(self, bound: Sequence[tuple[Listen, socket.socket]]) -> None:
-        """Begin to serve on bound sockets; BindFailed for a listener that HTTP can't be spoken on."""
-        for listen, _ in bound:
-            if listen.proxy:
-                raise BindFailed(f"{listen}: HTTP takes no PROXY header; let the proxy add Forwarded fields")
+        """Begin to serve on bound sockets."""
         config = self._server.config
         if not config.loaded:
             config.load()

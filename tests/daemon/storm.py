@@ -5,6 +5,7 @@ A message is sent once: where no reply came, nothing was promised.
 """
 
 import hashlib
+import imaplib
 import random
 import smtplib
 import threading
@@ -26,19 +27,26 @@ def body(identifier: str, octets: int) -> str:
 
 
 class Storm:
-    """Client threads; mx and submissions: how many of each kind."""
+    """Client threads; mx, submissions, readers: how many of each kind.
 
-    def __init__(self, daemon: Daemon, *, seed: int, mx: int, submissions: int) -> None:
+    promised, sent, octets: of messages. kept, gone, flagged: what readers were told OK for in
+    their folder: appended and not expunged, expunged, given a flag.
+    """
+
+    def __init__(self, daemon: Daemon, *, seed: int, mx: int, submissions: int = 0, readers: int = 0) -> None:
         self.daemon = daemon
         self.promised: dict[str, tuple[str, ...]] = {}  # id to recipients, those with a 250
         self.sent: set[str] = set()
         self.octets: dict[str, int] = {}
+        self.kept: set[str] = set()
+        self.gone: set[str] = set()
+        self.flagged: set[str] = set()
+        self.has_readers = readers > 0
         self.surprises: list[str] = []
         self._seed = seed
         self._lock = threading.Lock()
         self._over = threading.Event()
-        # Logging in costs much: a submitting client that lost its connection must not storm the login.
-        kinds: list[Callable[[int], None]] = [self._knock] * mx + [self._submit] * submissions
+        kinds = [*[self._knock] * mx, *[self._submit] * submissions, *[self._read] * readers]
         self._threads = [
             threading.Thread(target=kind, args=(number,), daemon=True) for number, kind in enumerate(kinds)
         ]
@@ -54,7 +62,13 @@ class Storm:
 
     @property
     def count(self) -> int:
+        """Messages promised so far."""
         return len(self.promised)
+
+    @property
+    def steps(self) -> int:
+        """What readers were told OK for so far."""
+        return len(self.kept) + len(self.gone) + len(self.flagged)
 
     def _knock(self, number: int) -> None:
         to = (f"alice@{DOMAIN}", f"bob@{DOMAIN}")
@@ -72,6 +86,41 @@ class Storm:
             self._transact(client, alice.address, (f"{identifier}@partner.test",), identifier, content)
 
         self._clients(number, lambda: self.daemon.submission(alice), send)
+
+    def _read(self, number: int) -> None:
+        """Append, flag and expunge messages in a folder; each step counts once it is answered OK."""
+        dice = random.Random(self._seed * 1000 + number)
+        serial = 0
+        while not self._over.is_set():
+            try:
+                with self.daemon.imap(self.daemon.alice) as client:
+                    client.select("Drafts")
+                    for _ in range(20):
+                        if self._over.is_set():
+                            break
+                        serial += 1
+                        self._keep(client, f"d{number}n{serial}", dice)
+            except (OSError, imaplib.IMAP4.error):
+                self._over.wait(0.05)
+
+    def _keep(self, client: imaplib.IMAP4, identifier: str, dice: random.Random) -> None:
+        content = f"Subject: {identifier}\r\n\r\n{body(identifier, 500)}".encode()
+        answer, told = client.append("Drafts", "", "", content)
+        assert answer == "OK", told
+        with self._lock:
+            self.kept.add(identifier)
+        uid = told[0].split(b"]")[0].split()[-1].decode()
+        if dice.random() < 0.5:
+            client.uid("STORE", uid, "+FLAGS", "(\\Flagged)")
+            with self._lock:
+                self.flagged.add(identifier)
+        if dice.random() < 0.3:
+            with self._lock:
+                self.kept.discard(identifier)
+            client.uid("STORE", uid, "+FLAGS", "(\\Deleted)")
+            client.uid("EXPUNGE", uid)
+            with self._lock:
+                self.gone.add(identifier)
 
     def _clients(
         self,
@@ -129,11 +178,16 @@ class Storm:
 
 def strike(daemon: Daemon, storm: Storm, dice: random.Random, *, after: int) -> None:
     """Kill the daemon at a random moment once so many more messages are promised, and start it again."""
-    goal = storm.count + after
+    goal, steps = storm.count + after, storm.steps + dice.randrange(6)
     end = time.monotonic() + 30
-    while storm.count < goal:
+    while storm.count < goal or (storm.has_readers and storm.steps < steps):
         assert time.monotonic() < end, f"no mail is taken any more\n{daemon.log}"
         time.sleep(0.002)
     time.sleep(dice.uniform(0, 0.03))
     daemon.kill()
+    if dice.random() < 0.3:
+        # Once more while it recovers.
+        daemon.spawn()
+        time.sleep(dice.uniform(0.3, 1.5))
+        daemon.kill()
     daemon.start()

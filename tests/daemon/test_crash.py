@@ -1,7 +1,9 @@
 """Killed at random moments under load, the daemon keeps every promise it made, and makes it once."""
 
+import os
 import random
 import re
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -29,7 +31,7 @@ def test_every_250_is_kept_once_through_kills(template: Path, tmp_path: Path, se
         ) as daemon,
     ):
         daemon.start()
-        storm = Storm(daemon, seed=seed, mx=4, submissions=2)
+        storm = Storm(daemon, seed=seed, mx=4, submissions=2, readers=2)
         storm.begin()
         for _ in range(kills):
             strike(daemon, storm, dice, after=dice.randrange(5, 60))
@@ -38,6 +40,7 @@ def test_every_250_is_kept_once_through_kills(template: Path, tmp_path: Path, se
         daemon.drained(seconds=60)
         for inbox in (daemon.alice, daemon.bob):
             check_inbox(daemon, storm, inbox)
+        check_drafts(daemon, storm)
         check_partner(storm, Counter(), kills=kills, taken=[
             (str(one.message["Subject"]), str(one.message["Message-ID"]), storm.is_whole(one.message))
             for one in partner.taken
@@ -57,6 +60,24 @@ def check_inbox(daemon: Daemon, storm: Storm, inbox: Inbox) -> None:
     assert all(storm.is_whole(one) for one in found)
     assert {one["Delivered-To"] for one in found} == {inbox.address}
     assert by_imap(daemon, inbox) == by_files
+
+
+def check_drafts(daemon: Daemon, storm: Storm) -> None:
+    """What readers were told OK for is so: appended once, flagged, gone for good."""
+    files = Counter(str(one["Subject"]) for one in daemon.messages(daemon.alice, "Drafts"))
+    assert storm.kept and storm.gone and storm.flagged
+    assert storm.kept - set(files) == set(), "lost"
+    assert storm.gone & set(files) == set(), "came back"
+    assert {name for name, count in files.items() if count > 1} == set(), "twice"
+    with daemon.imap(daemon.alice) as client:
+        client.select("Drafts", readonly=True)
+        _, answers = client.uid("FETCH", "1:*", "(FLAGS BODY.PEEK[HEADER.FIELDS (SUBJECT)])")
+    shown = {
+        part[1].split(b":", 1)[1].strip().decode(): part[0] for part in answers if isinstance(part, tuple)
+    }
+    assert set(shown) == set(files)
+    unmarked = {name for name in storm.flagged & set(shown) if b"\\Flagged" not in shown[name]}
+    assert unmarked == set()
 
 
 def by_imap(daemon: Daemon, inbox: Inbox) -> Counter[str]:
@@ -115,3 +136,29 @@ def test_a_daemon_started_on_what_a_kill_left_says_so(template: Path, tmp_path: 
         daemon.start()
         assert daemon.messages(daemon.alice) == []
         assert list(spooled.glob("*/spool/*")) == []
+
+
+def test_the_death_of_the_writing_process_is_not_noticed_outside(template: Path, tmp_path: Path) -> None:
+    """The process that writes files beside the daemon is killed under load: its work is done all the same."""
+    with Daemon(tmp_path, template=template) as daemon:
+        daemon.start()
+        storm = Storm(daemon, seed=4, mx=8)
+        storm.begin()
+        for _ in range(4):
+            goal = storm.count + 100
+            found = until(
+                lambda goal=goal: storm.count >= goal and _children(daemon.pid), "no writing process"
+            )
+            for pid in found:
+                os.kill(pid, signal.SIGKILL)
+        storm.end()
+        assert storm.surprises == []
+        daemon.drained(seconds=60)
+        for inbox in (daemon.alice, daemon.bob):
+            check_inbox(daemon, storm, inbox)
+        check_residue(daemon)
+
+
+def _children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]

@@ -250,3 +250,38 @@ def test_a_failure_wakes_the_bouncer(world: World) -> None:
         await asyncio.to_thread(world.threads.close)
 
     run(test())
+
+
+def _success(world: World, notify: str | None, outcome: Outcome) -> list[bytes]:
+    world.queue("dlv_1", message_id="msg_1", notify=notify)
+    describe(world, "msg_1")
+    fail(world, outcome=outcome)
+    run(catch_up(world, times=2))
+    return [content(world, index) for index in range(len(world.inbox.arrivals))]
+
+
+RELAYED = Outcome(DeliveryState.DELIVERED, 250, "2.0.0", "queued", "final", "mx.peer.test", "192.0.2.1")
+AT_HOME = Outcome(DeliveryState.DELIVERED, 250, "2.0.0", "delivered to the inbox", "final", "us.test")
+PASSED_ON = Outcome(DeliveryState.DELIVERED, 250, "2.0.0", "queued", "final", "mx.peer.test", dsn_passed=True)
+
+
+def test_success_beyond_a_server_without_dsn_is_told_once_as_relayed(world: World) -> None:
+    (text,) = _success(world, "SUCCESS", RELAYED)
+    assert b"Action: relayed\r\n" in text
+    assert b"Status: 2.1.9\r\n" in text
+    assert MESSAGE not in text
+
+
+def test_success_in_an_inbox_of_ours_is_told_as_delivered(world: World) -> None:
+    (text,) = _success(world, "SUCCESS,FAILURE", AT_HOME)
+    assert b"Action: delivered\r\n" in text
+
+
+@pytest.mark.parametrize(
+    ("notify", "outcome"),
+    [(None, RELAYED), ("FAILURE", RELAYED), ("NEVER", AT_HOME), ("SUCCESS", PASSED_ON)],
+)
+def test_success_is_not_told_unasked_nor_where_the_next_server_tells_it(
+    world: World, notify: str | None, outcome: Outcome
+) -> None:
+    assert _success(world, notify, outcome) == []

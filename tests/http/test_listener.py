@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import signal
-import socket
 import ssl
 from pathlib import Path
 
@@ -12,9 +11,8 @@ import pytest
 
 from server.http import listener as listeners
 from server.http.listener import HttpListener
-from server.listen import Listen, ListenKind
 from server.sections import Http
-from server.sockets import BindFailed, open_listeners
+from server.sockets import open_listeners
 from server.tls import ServerTls, make_self_signed
 from tests.http.world import World
 
@@ -80,17 +78,6 @@ def test_it_serves_on_a_unix_socket(world: World, tmp_path: Path) -> None:
         await made.stop(5.0)
 
     world.run(talk())
-
-
-def test_a_proxy_header_is_refused_at_the_start(world: World) -> None:
-    async def start() -> None:
-        made = HttpListener(world.app, settings=Http(), tls_context=no_tls)
-        bound = socket.socket()
-        with pytest.raises(BindFailed, match="PROXY"):
-            await made.start([(Listen(ListenKind.TCP, "127.0.0.1", 0, proxy=True), bound)])
-        bound.close()
-
-    world.run(start())
 
 
 def test_a_header_without_end_is_431(world: World) -> None:

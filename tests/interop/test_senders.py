@@ -34,7 +34,8 @@ def test_swaks_submits(daemon: Daemon, partner: Partner, inbox: Inbox, tmp_path:
     run(
         tmp_path, program("swaks"), "--server", f"127.0.0.1:{daemon.ports[door]}", tls,
         "--tls-verify", "--tls-ca-path", daemon.certificate, "--auth", mechanism, "--auth-user",
-        inbox.address, "--auth-password", inbox.password, "--from", inbox.address, "--to", "customer@partner.test",
+        inbox.address, "--auth-password", inbox.password, "--from", inbox.address,
+        "--to", "customer@partner.test",
         "--header", f"Subject: {subject}",
     )  # fmt: skip
     assert partner.find(subject).reverse_path == inbox.address

@@ -77,6 +77,6 @@ def test_ehlo_announces_what_the_state_offers():
     assert "AUTH PLAIN LOGIN" in words(door.SUBMISSION, tls_offered=True, tls_active=True)
     assert "STARTTLS" not in words(door.SUBMISSION, tls_offered=True, tls_active=True)
     assert "STARTTLS" not in words(door.MX, tls_offered=False, tls_active=False)
-    for word in ("PIPELINING", "SIZE 1000", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", "DSN", "CHUNKING"):
+    for word in ("PIPELINING", "SIZE 1000", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", "CHUNKING"):
         assert word in mx
     assert "LIMITS RCPTMAX=100" in mx

@@ -134,16 +134,24 @@ def test_parameters_reach_intake():
     async def scenario():
         async with running() as rig, connected(rig.mx) as client:
             await client.ask_all(
-                "MAIL FROM:<a@b.example> SIZE=99 BODY=8BITMIME RET=HDRS ENVID=q1",
-                "RCPT TO:<ann@example.org> NOTIFY=SUCCESS ORCPT=rfc822;bob@example.org",
+                "MAIL FROM:<a@b.example> SIZE=99 BODY=8BITMIME",
+                "RCPT TO:<ann@example.org>",
                 "DATA",
             )
             await client.ask(".")
             assert [call[-1] for call in rig.intake.calls if call[0] == "sender"] == [99]
-            recipient = Recipient("ann@example.org", frozenset({"SUCCESS"}), "rfc822;bob@example.org")
-            assert rig.intake.arrivals[0].envelope == Envelope(
-                "a@b.example", (recipient,), "8BITMIME", False, "HDRS", "q1"
-            )
+            recipient = Recipient("ann@example.org")
+            assert rig.intake.arrivals[0].envelope == Envelope("a@b.example", (recipient,), "8BITMIME", False)
+
+    uvloop.run(scenario())
+
+
+def test_delivery_status_parameters_are_for_our_own_users():
+    async def scenario():
+        async with running() as rig, connected(rig.mx) as client:
+            assert (await client.ask("MAIL FROM:<a@b.example> RET=HDRS")).startswith("555 5.5.4")
+            await client.ask("MAIL FROM:<a@b.example>")
+            assert (await client.ask("RCPT TO:<ann@example.org> NOTIFY=NEVER")).startswith("555 5.5.4")
 
     uvloop.run(scenario())
 
