@@ -89,7 +89,7 @@ _TABLE = (
     Fact("sender_domain", _S, (*_ENVELOPE, "bounce"), "Domain of sender in A-labels; '' for the null one."),
     Fact("is_bounce", _B, _ENVELOPE, "Whether the reverse-path is null: bounces and other notices."),
     Fact("smtputf8", _B, _ENVELOPE, "Whether the message was announced with SMTPUTF8."),
-    Fact("declared_octets", _I, ("mail", "rcpt"), "SIZE of the MAIL command, 0 without one.", "octets"),
+    Fact("declared_octets", _I, ("mail",), "SIZE of the MAIL command, 0 without one.", "octets"),
     Fact("recipient", _S, ("rcpt", "deliver", "bounce"), "The recipient, lower-case."),
     Fact("recipient_domain", _S, ("rcpt", "deliver", "bounce"), "Domain of recipient in A-labels."),
     Fact("recipient_count", _I, _COUNTED, "Recipients so far, this one included.", "recipients"),

@@ -45,7 +45,9 @@ class ControlProtocol(LineOnlyReceiver):
         try:
             question = json.loads(line)
             name, arguments = question["operation"], question.get("arguments", {})
-        except (ValueError, TypeError, KeyError, AttributeError):
+            if not isinstance(name, str) or not isinstance(arguments, dict):
+                raise TypeError
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             self._send(_error("bad_question", "a question is {operation, arguments} in JSON"))
             return
         try:

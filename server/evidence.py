@@ -130,6 +130,9 @@ class Case:
     verdicts: Sequence[Verdict] = ()
     organization_id: str = ""
     mailbox_id: str = ""
+    reply_code: int = 0
+    reply_status: str = ""
+    notice: str = ""
 
 
 class Facts(dict[str, object]):
@@ -142,8 +145,9 @@ class Facts(dict[str, object]):
     def __missing__(self, name: str) -> object:
         found = SOURCES.get(name)
         if found is None:
-            self.update(of_verdicts(self.case.verdicts))
-            return dict.__getitem__(self, name)
+            verdicts = of_verdicts(self.case.verdicts)
+            self.update(verdicts)
+            return verdicts[name]
         value = self[name] = found(self.case)
         return value
 
@@ -196,6 +200,9 @@ SOURCES: Mapping[str, Callable[[Case], object]] = {
     "attachments": lambda case: _letter(case).attachments,
     "list_unsubscribe": lambda case: _letter(case).has(b"list-unsubscribe"),
     "precedence": lambda case: _letter(case).word(b"precedence").lower(),
+    "reply_code": lambda case: case.reply_code,
+    "reply_status": lambda case: case.reply_status,
+    "notice": lambda case: case.notice,
     "auto_submitted": lambda case: _letter(case).word(b"auto-submitted").lower(),
 }
 

@@ -55,6 +55,7 @@ T = TypeVar("T")
 log = structlog.get_logger("intake")
 
 SECOND = 1_000_000
+NOBODY = Peer("")
 FROM_OUTSIDE = frozenset({Source.MX, Source.LMTP})
 FROM_SENDERS = frozenset({Source.SUBMISSION, Source.API})
 SIGNED = frozenset({Source.SUBMISSION, Source.API, Source.NOTICE})
@@ -243,6 +244,22 @@ class Intake:
             for group, judgement in zip(groups, judgements, strict=True)
         ]
         return await self._commit(records, wait_applied=wait_applied)
+
+    def may_notify(
+        self, *, sender: str, recipient: str, reply_code: int, reply_status: str, notice: str
+    ) -> bool:
+        """Judge a notice about one delivery: 'failure', 'delay' or 'success'; False withholds it."""
+        if not self._rulebook.asks("bounce"):
+            return True
+        case = evidence.Case(
+            NOBODY,
+            envelope=Envelope(sender, ()),
+            recipient=recipient,
+            reply_code=reply_code,
+            reply_status=reply_status,
+            notice=notice,
+        )
+        return self._rulebook.decide("bounce", evidence.Facts(case)).action is Action.ACCEPT
 
     async def _is_known(self, message_id: str) -> bool:
         return await self._threads.read(lambda c: accounts.message_exists(c, message_id=message_id))

@@ -38,6 +38,7 @@ from storage.records import (
     DeliveryState,
     Envelope,
     Event,
+    Handover,
     Outcome,
     Recipient,
     Source,
@@ -331,8 +332,11 @@ def settle(
 
 
 def _owes_success(item: Settlement) -> bool:
-    asked = "SUCCESS" in (item.delivery.recipient.notify or ())
-    return asked and item.outcome.state is DeliveryState.DELIVERED and not item.outcome.dsn_passed
+    delivery, outcome = item.delivery, item.outcome
+    if delivery.recipient.notify is None or "SUCCESS" not in delivery.recipient.notify:
+        return False
+    is_ours = outcome.state is DeliveryState.DELIVERED and outcome.handover is not Handover.PASSED
+    return is_ours and delivery.envelope.reverse_path is not None
 
 
 def _success(item: Settlement, at: int) -> Event:

@@ -25,6 +25,8 @@ def outcome_facts(outcome: Outcome) -> dict[str, object]:
     """Return an outcome as JSON-able facts, the empty ones left out; duration in microseconds."""
     facts = {field.name: getattr(outcome, field.name) for field in fields(Outcome)}
     facts["state"] = outcome.state.value
+    is_delivered = outcome.state is DeliveryState.DELIVERED
+    facts["handover"] = outcome.handover.value if is_delivered else ""
     return {name: value for name, value in facts.items() if value not in (None, "", 0)}
 
 

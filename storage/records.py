@@ -363,13 +363,26 @@ class Delivery:
     source: Source
 
 
+class Handover(str, Enum):
+    """Whose affair a notice of success is after a delivery (RFC 3461 5.2.2, 6.2).
+
+    PASSED: the next hop took the parameters. RELAYED: it knows none, so that we tell of the relay.
+    DELIVERED: the road ends here, or at a store behind LMTP.
+    """
+
+    PASSED = "passed"
+    RELAYED = "relayed"
+    DELIVERED = "delivered"
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What one attempt did for one delivery, in the remote's own words.
 
     state: DELIVERED, DEFERRED, BOUNCED, EXPIRED or SUPPRESSED. code and enhanced: the reply's, 0 and '' where
     the fault was before any reply. phase: where it ended ('dns', 'connect', 'tls', 'ehlo',
-    'mail', 'rcpt', 'data', 'final', 'policy'). duration: microseconds.
+    'mail', 'rcpt', 'data', 'final', 'policy'). duration: microseconds. handover: means something for
+    DELIVERED alone.
     """
 
     state: DeliveryState
@@ -382,8 +395,7 @@ class Outcome:
     tls_version: str | None = None
     tls_cipher: str | None = None
     duration: int = 0
-    # The next hop took the parameters of RFC 3461: notices of success are its affair from here on.
-    dsn_passed: bool = False
+    handover: Handover = Handover.RELAYED
 
 
 @dataclass(frozen=True, slots=True)

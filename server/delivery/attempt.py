@@ -18,12 +18,15 @@ from server.delivery.exchangers import Exchanger, Exchangers, Unroutable, in_ord
 from server.delivery.outcome import Hop
 from server.delivery.route import Route, fixed
 from server.smtp.client import ConnectFailed, Endpoint
-from server.smtp.client_machine import Answer, Transaction
+from server.smtp.client_machine import Answer, Dialect, Transaction
+
+from storage.records import Handover
 
 if TYPE_CHECKING:
     from server.clock import Clock
     from server.delivery.letter import Letter
     from server.delivery.pool import Pool, Taken
+    from server.smtp.client import Client
     from server.threads import Threads
     from storage.records import Delivery, Outcome, Recipient
 
@@ -111,7 +114,7 @@ class Transmitter:
             client.endpoint.address,
             client.tls_version,
             client.tls_cipher,
-            offers_dsn="DSN" in client.extensions,
+            handover=_handover(client),
         )
 
         async def begun(accepted: tuple[int, ...]) -> None:
@@ -198,6 +201,13 @@ class _Answered:
     answer: Answer
     hop: Hop
     note: str
+
+
+def _handover(client: Client) -> Handover:
+    """RFC 3461 5.2.1, 5.2.2: who was given the parameters tells; LMTP's other end is the store itself."""
+    if "DSN" in client.extensions:
+        return Handover.PASSED
+    return Handover.DELIVERED if client.endpoint.dialect is Dialect.LMTP else Handover.RELAYED
 
 
 def _hop(place: Endpoint) -> Hop:

@@ -27,7 +27,7 @@ from storage import events as event_log
 from storage import ids, notices, queue
 from storage.errors import StorageError
 from storage.notices import Concerned
-from storage.records import Envelope, Event, Peer, Recipient, Source
+from storage.records import Envelope, Event, Handover, Peer, Recipient, Source
 
 if TYPE_CHECKING:
     from server.clock import Clock
@@ -137,9 +137,7 @@ class Bouncer:
         assert first.message_id is not None
         told: list[Event] = []
         try:
-            notice_id = await self._notify(first.message_id, group)
-            if notice_id is not None:
-                told = [self._event(first, "message.notified", {"notice": notice_id})]
+            told = await self._notify(first.message_id, group)
         except AddressSyntax as error:
             told = [self._event(first, "message.notice_failed", {"text": str(error)})]
         except Refusal as refusal:
@@ -155,17 +153,23 @@ class Bouncer:
             told = [self._event(first, "message.notice_failed", {"text": "an error in this server"})]
         await self._advance(group[-1].seq, told, [first.message_id])
 
-    async def _notify(self, message_id: str, group: Sequence[Event]) -> str | None:
-        """Return the notice's message id, or None where nobody is to be told."""
+    async def _notify(self, message_id: str, group: Sequence[Event]) -> list[Event]:
+        """Send what is to be told; returns the events of it, and of what policy keeps back."""
         wanted = [event.delivery_id for event in group if event.delivery_id is not None]
         about = await self._threads.read(
             partial(notices.concerned, message_id=message_id, delivery_ids=wanted)
         )
         if about is None or not may_answer(about):
-            return None
-        statuses = tuple(_statuses(about, group))
+            return []
+        wished = [(event, status) for event in group for status in _statuses(about, event)]
+        withheld = [event for event, status in wished if not self._is_allowed(about, event, status)]
+        statuses = tuple(status for event, status in wished if event not in withheld)
+        made = [
+            self._event(event, "message.notice_withheld", {"recipient": _text(event, "recipient")})
+            for event in withheld
+        ]
         if not statuses:
-            return None
+            return made
         path = self._threads.store.message_path(message_id)
         returned = returned_part(about, group)
         content, returned = await self._threads.run(_returned, path, returned)
@@ -184,7 +188,16 @@ class Bouncer:
             in_reply_to=about.message_id_header or None,
         )
         await self._send(about, notice_id, await self._threads.compute(compose_dsn, report))
-        return notice_id
+        return [*made, self._event(group[0], "message.notified", {"notice": notice_id})]
+
+    def _is_allowed(self, about: Concerned, event: Event, status: RecipientStatus) -> bool:
+        return self._intake.may_notify(
+            sender=about.envelope.reverse_path or "",
+            recipient=status.final_recipient,
+            reply_code=int(str(event.data.get("code", 0))),
+            reply_status=status.status,
+            notice=_occasion(event).lower(),
+        )
 
     async def _send(self, about: Concerned, notice_id: str, content: bytes) -> None:
         reverse_path = about.envelope.reverse_path
@@ -239,22 +252,25 @@ def returned_part(about: Concerned, group: Sequence[Event]) -> Returned:
     return Returned.FULL if failed and about.envelope.ret == "FULL" else Returned.HDRS
 
 
-def _statuses(about: Concerned, group: Sequence[Event]) -> Iterator[RecipientStatus]:
-    for event in group:
-        known = about.deliveries.get(event.delivery_id or "")
-        delayed = event.kind == "message.delayed"
-        if known is None or not wants(known.recipient, _OCCASIONS.get(event.kind, "FAILURE")):
-            continue
-        yield RecipientStatus(
-            final_recipient=known.recipient.address,
-            action=_action(event),
-            status=_status(event, delayed=delayed),
-            original_recipient=known.recipient.orcpt,
-            remote_mta=_text(event, "host") or None,
-            diagnostic=_diagnostic(event) or None,
-            last_attempt_at=event.at,
-            will_retry_until=known.expires_at if delayed else None,
-        )
+def _statuses(about: Concerned, event: Event) -> Iterator[RecipientStatus]:
+    known = about.deliveries.get(event.delivery_id or "")
+    delayed = event.kind == "message.delayed"
+    if known is None or not wants(known.recipient, _occasion(event)):
+        return
+    yield RecipientStatus(
+        final_recipient=known.recipient.address,
+        action=_action(event),
+        status=_status(event, delayed=delayed),
+        original_recipient=known.recipient.orcpt,
+        remote_mta=_text(event, "host") or None,
+        diagnostic=_diagnostic(event) or None,
+        last_attempt_at=event.at,
+        will_retry_until=known.expires_at if delayed else None,
+    )
+
+
+def _occasion(event: Event) -> str:
+    return _OCCASIONS.get(event.kind, "FAILURE")
 
 
 def wants(recipient: Recipient, occasion: str) -> bool:
@@ -264,9 +280,12 @@ def wants(recipient: Recipient, occasion: str) -> bool:
 
 def _action(event: Event) -> Action:
     if event.kind == queue.SUCCESS:
-        # Our own inbox is the end of the road; any other server without RFC 3461 is beyond our sight.
-        return Action.RELAYED if event.data.get("address") else Action.DELIVERED
+        return Action.RELAYED if _is_relayed(event) else Action.DELIVERED
     return Action.DELAYED if event.kind == "message.delayed" else Action.FAILED
+
+
+def _is_relayed(event: Event) -> bool:
+    return event.data.get("handover") == Handover.RELAYED.value
 
 
 def _text(event: Event, name: str) -> str:
@@ -277,7 +296,7 @@ def _status(event: Event, *, delayed: bool) -> str:
     enhanced = _text(event, "enhanced")
     if event.kind == queue.SUCCESS:
         # RFC 3463 3.2, X.1.9: relayed to a mailer that does not speak RFC 3461.
-        return "2.1.9" if event.data.get("address") else "2.0.0"
+        return "2.1.9" if _is_relayed(event) else "2.0.0"
     if delayed or event.kind == "message.bounced":
         return enhanced
     # RFC 3463 3.5: X.4.7, delivery time expired.

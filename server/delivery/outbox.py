@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from server.delivery import outcome
+from storage.records import Handover
 
 if TYPE_CHECKING:
     from server.delivery.letter import Letter
@@ -39,7 +40,9 @@ def capture(outbox: Path, deliveries: Sequence[Delivery], letter: Letter) -> dic
         os.fsync(file.fileno())
     os.replace(temporary, outbox / "new" / name)
     _sync(outbox / "new")
-    return {one.id: outcome.delivered("captured in the outbox") for one in deliveries}
+    return {
+        one.id: outcome.delivered("captured in the outbox", handover=Handover.RELAYED) for one in deliveries
+    }
 
 
 def _fields(deliveries: Sequence[Delivery]) -> bytes:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from server.smtp.client_machine import Answer
 from server.smtp.client_reply import Reply
-from storage.records import DeliveryState, Outcome
+from storage.records import DeliveryState, Handover, Outcome
 
 # Before MAIL a refusal speaks of us or of the host, not of the recipient: another host or day may differ.
 HOST_PHASES = frozenset({"connect", "ehlo", "tls"})
@@ -22,13 +22,13 @@ NOT_PROVED = frozenset({503, 530, 535, 538})
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """The server that answered: name, IP address, TLS as negotiated, whether it speaks RFC 3461."""
+    """The server that answered: name, IP address, TLS as negotiated, and who tells of success behind it."""
 
     host: str = ""
     address: str = ""
     tls_version: str | None = None
     tls_cipher: str | None = None
-    offers_dsn: bool = False
+    handover: Handover = Handover.RELAYED
 
 
 NO_HOP = Hop()
@@ -44,7 +44,6 @@ def read_answer(answer: Answer, hop: Hop = NO_HOP, *, duration: int = 0, note: s
         text=f"{note}: {answer.text}" if note else answer.text,
         phase=answer.phase,
         duration=duration,
-        dsn_passed=hop.offers_dsn,
     )
     outcome = _placed(found, hop)
     if outcome.phase == "final" and reply is None:
@@ -100,9 +99,9 @@ def bounced(
     return _placed(Outcome(DeliveryState.BOUNCED, code, enhanced, text, phase, duration=duration), hop)
 
 
-def delivered(text: str, *, host: str = "", duration: int = 0) -> Outcome:
+def delivered(text: str, *, handover: Handover, host: str = "") -> Outcome:
     """Return a delivery that needed no other server."""
-    return Outcome(DeliveryState.DELIVERED, 250, "2.0.0", text, "final", host=host, duration=duration)
+    return Outcome(DeliveryState.DELIVERED, 250, "2.0.0", text, "final", host=host, handover=handover)
 
 
 def null_mx(domain: str) -> Outcome:
@@ -122,4 +121,5 @@ def _placed(outcome: Outcome, hop: Hop) -> Outcome:
         address=hop.address,
         tls_version=hop.tls_version,
         tls_cipher=hop.tls_cipher,
+        handover=hop.handover,
     )

@@ -120,7 +120,9 @@ class Scheduler:
                 hostname=hostname,
                 dice=jitter,
             ),
-            homeward=Homeward(intake=intake, threads=threads, clock=clock, hostname=hostname),
+            homeward=Homeward(
+                intake=intake, routing=routing, threads=threads, clock=clock, hostname=hostname
+            ),
             outbox=outbox,
         )
         self._backlog = Backlog(

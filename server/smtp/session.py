@@ -479,7 +479,8 @@ class Session(SMTP):
             transport = await handshake
         except OSError:  # includes ssl.SSLError and the time limit
             transport = None
-        if transport is None or self._lost:
+        # A client that left in the very moment of the last octet leaves a transport without TLS behind.
+        if transport is None or self._lost or transport.get_extra_info("ssl_object") is None:
             await self._cut_off()
             return
         self.transport = transport

@@ -86,14 +86,14 @@ class Partner:
 
 
 @contextmanager
-def serving(directory: Path, *, secure: bool = True) -> Iterator[Partner]:
-    """A running second server; secure: whether it offers STARTTLS."""
+def serving(directory: Path, *, secure: bool = True, port: int = 0) -> Iterator[Partner]:
+    """A running second server; secure: whether it offers STARTTLS; port: a free one unless given."""
     partner = Partner()
     context = None
     if secure:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*make_self_signed(directory, names=["localhost", "127.0.0.1"]))
-    (partner.port,) = free_ports(1)
+    partner.port = port or free_ports(1)[0]
     controller = Controller(
         partner,
         hostname="127.0.0.1",

@@ -141,7 +141,7 @@ class Daemon:
             "authentication": {"enabled": False},
             "policy": {"directory": str(ROOT / "conf/policies")},
             "delivery": {"default_route": "capture"},
-            "control": {"socket": str(self._short / "control")},
+            "control": {"socket": str(self.control)},
         }
         for section, values in self.settings.items():
             usual.setdefault(section, {}).update(values)
@@ -194,9 +194,14 @@ class Daemon:
         answer: dict[str, Any] = json.loads(done.stdout)
         return answer
 
+    @property
+    def control(self) -> Path:
+        """The control socket."""
+        return self._short / "control"
+
     def ask(self, operation: str, **arguments: object) -> dict[str, Any]:
         """Ask over the control socket, as the command line does."""
-        return ask_daemon(self._short / "control", operation, arguments, timeout_seconds=PATIENCE_SECONDS)
+        return ask_daemon(self.control, operation, arguments, timeout_seconds=PATIENCE_SECONDS)
 
     # ---- the process ----
 
@@ -223,7 +228,7 @@ class Daemon:
             end = time.monotonic() + PATIENCE_SECONDS
             while "READY=1" not in (notice := _datagram(manager)).splitlines():
                 if process.poll() is not None or time.monotonic() > end:
-                    raise Trouble(f"the daemon does not start ({process.poll()}):\n{self.log}")
+                    raise Trouble(f"the daemon does not start ({process.poll()}):\n{self.log[-5000:]}")
             self.notices.append(notice)
         return self
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from email.message import EmailMessage
 
 from tests.daemon.letters import DOMAIN
-from tests.daemon.running import Daemon, Inbox
+from tests.daemon.running import Daemon
 
 # Some go into the journal whole, some by way of a spool file (256 KiB and more).
 SIZES = (200, 2_000, 2_000, 40_000, 400_000)
@@ -42,6 +42,8 @@ class Storm:
         self.gone: set[str] = set()
         self.flagged: set[str] = set()
         self.has_readers = readers > 0
+        # Sends to nobody, and owes its sender a notice for each message; made where there are submissions.
+        self.sender = daemon.new_inbox("carol") if submissions else daemon.alice
         self.surprises: list[str] = []
         self._seed = seed
         self._lock = threading.Lock()
@@ -80,12 +82,15 @@ class Storm:
         self._clients(number, lambda: self.daemon.mx(), send)
 
     def _submit(self, number: int) -> None:
-        alice: Inbox = self.daemon.alice
+        submitter = self.daemon.alice if number % 2 else self.sender
 
         def send(client: smtplib.SMTP, dice: random.Random, identifier: str, content: bytes) -> None:
-            self._transact(client, alice.address, (f"{identifier}@partner.test",), identifier, content)
+            # The second server refuses `reject…`, so that the sender is owed a notice.
+            local = identifier if number % 2 else f"reject-{identifier}"
+            content = content.replace(b"From: alice@", b"From: " + submitter.address.encode()[:5] + b"@", 1)
+            self._transact(client, submitter.address, (f"{local}@partner.test",), identifier, content)
 
-        self._clients(number, lambda: self.daemon.submission(alice), send)
+        self._clients(number, lambda: self.daemon.submission(submitter), send)
 
     def _read(self, number: int) -> None:
         """Append, flag and expunge messages in a folder; each step counts once it is answered OK."""

@@ -13,7 +13,7 @@ from server.threads import Threads
 from storage import events, queue, schema
 from storage.codec import envelope_text
 from storage.queue import Pick, Settlement
-from storage.records import DeliveryState, Envelope, Outcome, Recipient, Source
+from storage.records import DeliveryState, Envelope, Handover, Outcome, Recipient, Source
 from tests.delivery.world import MESSAGE, World
 from tests.storage.queued import HOUR, NOW
 
@@ -261,8 +261,8 @@ def _success(world: World, notify: str | None, outcome: Outcome) -> list[bytes]:
 
 
 RELAYED = Outcome(DeliveryState.DELIVERED, 250, "2.0.0", "queued", "final", "mx.peer.test", "192.0.2.1")
-AT_HOME = Outcome(DeliveryState.DELIVERED, 250, "2.0.0", "delivered to the inbox", "final", "us.test")
-PASSED_ON = Outcome(DeliveryState.DELIVERED, 250, "2.0.0", "queued", "final", "mx.peer.test", dsn_passed=True)
+AT_HOME = Outcome(DeliveryState.DELIVERED, 250, "2.0.0", "delivered to the inbox", "final", "us.test", handover=Handover.DELIVERED)
+PASSED_ON = Outcome(DeliveryState.DELIVERED, 250, "2.0.0", "queued", "final", "mx.peer.test", handover=Handover.PASSED)
 
 
 def test_success_beyond_a_server_without_dsn_is_told_once_as_relayed(world: World) -> None:
@@ -285,3 +285,41 @@ def test_success_is_not_told_unasked_nor_where_the_next_server_tells_it(
     world: World, notify: str | None, outcome: Outcome
 ) -> None:
     assert _success(world, notify, outcome) == []
+
+
+def test_what_policy_withholds_is_not_told_and_shown_on_the_timeline(world: World) -> None:
+    world.queue("dlv_1", message_id="msg_1", recipient="quiet@peer.test")
+    world.queue("dlv_2", message_id="msg_1", recipient="told@peer.test")
+    world.inbox.silent_about = frozenset({"quiet@peer.test"})
+    fail(world)
+    run(catch_up(world))
+    assert b"told@peer.test" in content(world)
+    assert b"quiet@peer.test" not in content(world)
+    assert world.data("message.notice_withheld") == [
+        {"recipient": "quiet@peer.test", "about": "message.bounced"}
+    ]
+    judged = next(one for one in world.inbox.judged if one["recipient"] == "quiet@peer.test")
+    assert judged == {
+        "sender": "sender@ours.test",
+        "recipient": "quiet@peer.test",
+        "reply_code": 550,
+        "reply_status": "5.1.1",
+        "notice": "failure",
+    }
+
+
+def test_a_notice_withheld_from_all_is_none_and_the_file_goes(world: World) -> None:
+    world.queue("dlv_1", message_id="msg_1")
+    world.inbox.silent_about = frozenset({"r@peer.test"})
+    fail(world)
+    run(catch_up(world))
+    assert world.inbox.arrivals == []
+    assert world.log("message.notified") == []
+    assert not world.shelf.message_path("msg_1").exists()
+
+
+def test_success_for_the_null_reverse_path_is_no_event_at_all(world: World) -> None:
+    world.queue("dlv_1", message_id="msg_1", notify="SUCCESS")
+    describe(world, "msg_1", reverse_path=None)
+    fail(world, outcome=AT_HOME)
+    assert world.log("message.succeeded") == []

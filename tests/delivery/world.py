@@ -14,11 +14,12 @@ from server.delivery.scheduler import Scheduler
 from server.dns import Answer, DnsFailure, Mx, NoAnswer, NoSuchDomain
 from server.intake import Arrival, Receipt
 from server.refusal import Refusal
+from server.routing import Forward, Local, Resolution
 from server.sections import Delivery as DeliverySettings
 from server.threads import Hub, Threads
 from storage import events, schema
 from storage.db import Database
-from storage.records import Event
+from storage.records import Event, Mailbox
 from tests.fakes import FakeClock
 from tests.storage.queued import NOW, delivery_values, put
 
@@ -65,12 +66,19 @@ class Zone:
 
 @dataclass
 class HomeDomains:
-    """Routing's one question."""
+    """Routing's two questions: all addresses are inboxes, but those that go on elsewhere."""
 
     domains: frozenset[str] = frozenset()
+    forwards: dict[str, str] = field(default_factory=dict)
 
     async def is_local(self, domain: str) -> bool:
         return domain in self.domains
+
+    async def resolve(self, address: str) -> Resolution:
+        target = self.forwards.get(address)
+        if target is not None:
+            return Forward("org_a", target)
+        return Local(Mailbox("inb_1", "org_a", address, "", "active", 0, 0, "", 0), address)
 
 
 @dataclass
@@ -79,6 +87,12 @@ class Inbox:
 
     arrivals: list[Arrival] = field(default_factory=list)
     refusal: Refusal | None = None
+    silent_about: frozenset[str] = frozenset()
+    judged: list[dict[str, Any]] = field(default_factory=list)
+
+    def may_notify(self, **facts: Any) -> bool:
+        self.judged.append(facts)
+        return facts["recipient"] not in self.silent_about
 
     async def accept(self, arrival: Arrival, *, wait_applied: bool = False) -> Receipt:
         if self.refusal is not None:
@@ -134,7 +148,7 @@ class World:
             hub=self.hub,
             resolver=self.zone,
             clock=self.clock,
-            routing=self.home,  # type: ignore[arg-type]  # answers the one question asked
+            routing=self.home,  # type: ignore[arg-type]  # answers the questions asked
             intake=self.inbox,  # type: ignore[arg-type]  # takes the one call made
             settings=DeliverySettings(**settings),
             hostname="us.test",

@@ -1,0 +1,38 @@
+"""Invariants of what reads other people's authentication: DKIM fields and keys, DMARC records, results."""
+
+from server.mail import dsn_reader, header
+from server.mail.html import html_to_text
+from server.sender_auth import canonical, dkim_tags, dmarc, results
+
+
+def check_records(data: bytes) -> None:
+    """Nothing raises; a DMARC record asks for a known policy; the walk is bounded."""
+    record = dmarc.parse(data.decode("utf-8", "replace"))
+    if record is not None:
+        assert {record.p, record.sp, record.np} <= {"none", "quarantine", "reject", ""}
+    dkim_tags.key_of([(data[:255], data[255:510])])
+    assert len(dmarc.walk(data.decode("ascii", "replace").lower()[:253])) <= 8
+
+
+def check_header(data: bytes) -> None:
+    """Signatures and forged results are found without an error, and only what is in the header."""
+    head = data[: header.split(data)]
+    dkim_tags.signatures(header.fields(head))
+    for raw in results.forged(head, "mail.example.com"):
+        assert raw in head
+
+
+def check_canonical(data: bytes) -> None:
+    """Canonical forms end in CRLF and are no longer than what they are made of; of whole lines, stable."""
+    for form in (canonical.simple_body, canonical.relaxed_body):
+        made = form(data)
+        assert form(made) == made or not data.endswith(b"\r\n")
+        assert made == b"" or made.endswith(b"\r\n")
+        assert len(made) <= len(data) + 2
+
+
+def check_reports(data: bytes) -> None:
+    """Delivery reports and HTML are read without an error, in bounded size."""
+    found = dsn_reader.parse_dsn(data)
+    assert found is None or len(found) <= len(data)
+    assert len(html_to_text(data.decode("utf-8", "replace"))) <= 2 * len(data) + 16

@@ -1,0 +1,228 @@
+"""The parsers' invariants under mutation: a short fixed run always, a minute a target in the long part."""
+
+import os
+
+import pytest
+
+from tests.fuzz import targets_auth, targets_imap, targets_mail, targets_smtp
+from tests.fuzz.engine import Engine, Target
+
+MESSAGE = (
+    b"From: Ann <ann@example.org>, group: b@example.net;\r\nTo: =?utf-8?q?J=C3=B6rg?= <j@example.org>\r\n"
+    b"Subject: =?iso-8859-1?b?5Q==?= x\r\n y\r\nDate: Mon, 23 Nov 2026 07:00:00 +0000\r\n"
+    b'Content-Type: multipart/mixed; boundary="b"\r\n\r\npre\r\n--b\r\nContent-Type: text/html;'
+    b" charset*0=utf; charset*1=-8\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n<p>=C3=B6</p>\r\n"
+    b"--b\r\nContent-Type: message/rfc822\r\n\r\nSubject: in\r\n\r\nbody\r\n--b--\r\npost\r\n"
+)
+SIGNED = (
+    b"DKIM-Signature: v=1; a=rsa-sha256; c=relaxed/simple; d=example.org; s=one;\r\n"
+    b"\th=from:to:subject; bh=AAAA; b=BBBB; t=1; x=99999999999; l=10\r\n"
+    b"Authentication-Results: mail.example.com 1 (c); spf=pass smtp.mailfrom=a@b; dkim=fail (x)\r\n"
+    b"From: a@example.org\r\n\r\nbody  text \t\r\n\r\n"
+)
+REPORT = (
+    b'Content-Type: multipart/report; report-type=delivery-status; boundary="r"\r\n\r\n--r\r\n'
+    b"Content-Type: message/delivery-status\r\n\r\nReporting-MTA: dns; mx.example\r\n\r\n"
+    b"Final-Recipient: rfc822; a@b.example\r\nAction: failed\r\nStatus: 5.1.1\r\n"
+    b"Diagnostic-Code: smtp; 550 5.1.1 no\r\n\r\n--r--\r\n<html><body>&lt;b&gt;</body></html>"
+)
+MAIL_WORDS = [
+    b"--b",
+    b"--b--",
+    b"\r\n",
+    b"\r\n\r\n",
+    b"boundary=",
+    b"multipart/mixed",
+    b"message/rfc822",
+    b"=?utf-8?b?",
+    b"?=",
+    b"(",
+    b")",
+    b'"',
+    b"\\",
+    b"<",
+    b">",
+    b"@",
+    b",",
+    b";",
+    b":",
+    b"=",
+    b"*0*=",
+    b"%41",
+    b"\xff",
+    b"\0",
+    b"quoted-printable",
+    b"base64",
+    b"text/plain",
+]
+SMTP_WORDS = [
+    b"MAIL FROM:<",
+    b"RCPT TO:<",
+    b">",
+    b" SIZE=",
+    b" BODY=8BITMIME",
+    b" SMTPUTF8",
+    b" RET=FULL",
+    b" ENVID=",
+    b" NOTIFY=NEVER",
+    b" ORCPT=rfc822;",
+    b"+2B",
+    b"@",
+    b'"',
+    b"\\",
+    b"[IPv6:::1]",
+    b"[127.0.0.1]",
+    b"EHLO ",
+    b"BDAT 10 LAST",
+    b"AUTH PLAIN ",
+    b"\xc3\xb6",
+    b"\0",
+    b"\r",
+    b"\n",
+    b".\r\n",
+    b"\r\n.\r\n",
+    b"\n.\n",
+    b"..",
+]
+IMAP_WORDS = [
+    b"A1 ",
+    b"UID ",
+    b"FETCH 1:* (",
+    b"BODY.PEEK[",
+    b"HEADER.FIELDS (",
+    b"]<0.10>",
+    b"{3}\r\n",
+    b"{3+}\r\n",
+    b")",
+    b"(",
+    b'"',
+    b"\\",
+    b"SEARCH ",
+    b"OR ",
+    b"NOT ",
+    b"CHARSET UTF-8 ",
+    b"STORE 1 +FLAGS (\\Seen)",
+    b"APPEND INBOX ",
+    b"LIST (",
+    b"RETURN (",
+    b"*",
+    b"%",
+    b"4294967295",
+    b"1:4294967295",
+    b"&AOk-",
+    b"\r\n",
+    b"\n",
+    b"\0",
+    b"NIL",
+    b"SINCE 1-Feb-2026",
+    b"AUTHENTICATE PLAIN ",
+    b"IDLE\r\nDONE\r\n",
+]
+AUTH_WORDS = [
+    b"v=DMARC1;",
+    b"p=reject;",
+    b"sp=none;",
+    b"np=quarantine",
+    b"psd=y",
+    b"t=y",
+    b"rua=mailto:a@b",
+    b"v=DKIM1;",
+    b"k=ed25519;",
+    b"p=",
+    b"DKIM-Signature:",
+    b"Authentication-Results: ",
+    b"mail.example.com",
+    b";",
+    b"(",
+    b")",
+    b"\\",
+    b'"',
+    b"=",
+    b"\r\n ",
+    b"\r\n",
+    b"\t",
+    b"  ",
+    b"h=from",
+    b"l=",
+    b"x=",
+    b"a=rsa-sha1",
+]
+
+TARGETS: dict[str, tuple[Target, list[bytes], list[bytes]]] = {
+    "smtp-commands": (
+        targets_smtp.check_grammar,
+        [
+            b"MAIL FROM:<a@b.example> SIZE=10 BODY=8BITMIME RET=HDRS ENVID=x+2By",
+            b'RCPT TO:<@a.example,@b.example:"quo ted"@[IPv6:::1]> NOTIFY=SUCCESS,DELAY ORCPT=rfc822;a@b',
+            b"EHLO [127.0.0.1]",
+            b"BDAT 100 LAST",
+            b"AUTH PLAIN AGEAYg==",
+            b"VRFY ann",
+        ],
+        SMTP_WORDS,
+    ),
+    "smtp-data": (
+        targets_smtp.check_data,
+        [MESSAGE + b".\r\nMAIL FROM:<>\r\n", b".\r\n", b"..a\r\n.b\r\n.\r\n", b"a\n.\nb\r.\r\r\n.\r\n"],
+        SMTP_WORDS,
+    ),
+    "imap": (
+        targets_imap.check_grammar,
+        [
+            b'A1 LOGIN "a b" {3+}\r\nabc\r\n',
+            b"a UID FETCH 1:*,5 (FLAGS BODY.PEEK[1.2.HEADER.FIELDS.NOT (From To)]<1.20> RFC822.SIZE)\r\n",
+            b'b SEARCH CHARSET UTF-8 OR (FROM "x" NOT SEEN) SINCE 1-Feb-2026 HEADER X {1}\r\ny\r\n',
+            b'c APPEND "Sent" (\\Seen $x) " 1-Feb-2026 10:00:00 +0100" {4}\r\nabcd\r\n',
+            b'd LIST (SPECIAL-USE) "" (% "*") RETURN (STATUS (MESSAGES))\r\n',
+            b"e STORE 1,3:4 +FLAGS.SILENT (\\Deleted kw)\r\nf IDLE\r\nDONE\r\n",
+        ],
+        IMAP_WORDS,
+    ),
+    "mime": (targets_mail.check_structure, [MESSAGE, REPORT, b"\r\n", b"x", SIGNED], MAIL_WORDS),
+    "addresses": (
+        targets_mail.check_address,
+        [
+            b'Ann (c) <"a b"@example.org>, g: x@y.example, @r.example:z@q.example;',
+            "jörg@exämple.org".encode(),
+        ],
+        MAIL_WORDS,
+    ),
+    "auth-records": (
+        targets_auth.check_records,
+        [
+            b"v=DMARC1; p=reject; sp=none; np=quarantine; psd=n; t=y; rua=mailto:a@b.example",
+            b"a.b.c.d.e.f.g.h.i",
+        ],
+        AUTH_WORDS,
+    ),
+    "auth-header": (targets_auth.check_header, [SIGNED, MESSAGE], AUTH_WORDS),
+    "canonical": (
+        targets_auth.check_canonical,
+        [b"a  b \t\r\n\r\n\r\n", b"", b"\r\n", b" \r\n\t"],
+        AUTH_WORDS,
+    ),
+    "reports": (targets_auth.check_reports, [REPORT, MESSAGE], MAIL_WORDS),
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_invariant_holds_for_a_thousand_mutations(name: str):
+    target, seeds, words = TARGETS[name]
+    assert Engine(target, seeds, words, number=1).run(rounds=1000) == 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TARGETS)
+def test_invariant_holds_for_a_minute(name: str):
+    target, seeds, words = TARGETS[name]
+    seconds = float(os.environ.get("FUZZ_SECONDS", "60"))
+    engine = Engine(target, seeds, words, number=int(os.environ.get("FUZZ_NUMBER", "2")))
+    print(f"{name}: {engine.run(seconds=seconds)} inputs")
+
+
+def test_engine_finds_a_planted_fault():
+    def planted(data: bytes) -> None:
+        assert b"--b--" not in data, "found"
+
+    with pytest.raises(AssertionError, match="found"):
+        Engine(planted, [b"x"], MAIL_WORDS, number=1).run(rounds=5000)
