@@ -19,7 +19,6 @@ from server.delivery.outcome import Hop
 from server.delivery.route import Route, fixed
 from server.smtp.client import ConnectFailed, Endpoint
 from server.smtp.client_machine import Answer, Dialect, Transaction
-
 from storage.records import Handover
 
 if TYPE_CHECKING:

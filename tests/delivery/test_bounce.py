@@ -261,8 +261,18 @@ def _success(world: World, notify: str | None, outcome: Outcome) -> list[bytes]:
 
 
 RELAYED = Outcome(DeliveryState.DELIVERED, 250, "2.0.0", "queued", "final", "mx.peer.test", "192.0.2.1")
-AT_HOME = Outcome(DeliveryState.DELIVERED, 250, "2.0.0", "delivered to the inbox", "final", "us.test", handover=Handover.DELIVERED)
-PASSED_ON = Outcome(DeliveryState.DELIVERED, 250, "2.0.0", "queued", "final", "mx.peer.test", handover=Handover.PASSED)
+AT_HOME = Outcome(
+    DeliveryState.DELIVERED,
+    250,
+    "2.0.0",
+    "delivered to the inbox",
+    "final",
+    "us.test",
+    handover=Handover.DELIVERED,
+)
+PASSED_ON = Outcome(
+    DeliveryState.DELIVERED, 250, "2.0.0", "queued", "final", "mx.peer.test", handover=Handover.PASSED
+)
 
 
 def test_success_beyond_a_server_without_dsn_is_told_once_as_relayed(world: World) -> None:

@@ -23,7 +23,6 @@ from server.smtp.grammar import (
 )
 from storage.records import Envelope, Recipient
 
-
 DSN = grammar.Dialect(door.SUBMITTING.mail - {b"AUTH"}, door.SUBMITTING.rcpt)
 DSN_WIDE = grammar.Dialect(DSN.mail, DSN.rcpt, wide=True)
 
