@@ -213,7 +213,10 @@ def _is_number(text: str) -> bool:
 
 def directory_name(folder: str) -> str:
     """Return the Maildir++ directory of a folder: '/' becomes '.', the rest modified UTF-7."""
-    return "." + ".".join(encode_utf7(part).replace(".", _DOT) for part in folder.split("/"))
+    directory = "." + ".".join(encode_utf7(part).replace(".", _DOT) for part in folder.split("/"))
+    if directory == "..":
+        raise ValueError("a folder needs a name")
+    return directory
 
 
 def folder_name(directory: str) -> str:

@@ -177,7 +177,7 @@ def test_a_quarantined_message_lies_in_junk_with_its_keyword(checking: Daemon, r
     with checking.imap(receiver) as client:
         client.select("Junk")
         assert client.search(None, "KEYWORD", "Doubtful") == ("OK", [b"1"])
-    told = checking.explain(queued_id(reply))
+    told = checking.settled(queued_id(reply))
     assert told["message"]["decision"]["action"] == "quarantine"
     assert "doubtful" in told["timeline"][0]["data"]["rules"]
 
@@ -211,7 +211,7 @@ def test_an_aligned_signature_passes_dmarc(
     assert reply[0] == 250, reply
     said = results(checking, receiver, "Honestly")
     assert "dmarc=pass" in said and "dkim=pass" in said and "spf=pass" in said
-    verdicts = checking.explain(queued_id(reply))["message"]["verdicts"]
+    verdicts = checking.settled(queued_id(reply))["message"]["verdicts"]
     assert {(one["method"], one["result"]) for one in verdicts} >= {("dkim", "pass"), ("dmarc", "pass")}
 
 

@@ -140,7 +140,7 @@ def test_a_large_message_is_streamed_in_pieces_with_backpressure() -> None:
         (script(HELLO, "C MAIL", "S 250 ok", "C RCPT", "CLOSE"), ("rcpt", None)),
         (script(HELLO, TAKE, "CLOSE"), ("data", None)),
         (script(HELLO, TAKE, "BODY", "CLOSE"), ("final", None)),
-        (script(HELLO, TAKE, "BODY", "S 421 4.3.0 bye"), ("final", 421)),
+        (script(HELLO, TAKE, "BODY", "S 421 4.3.0 bye", "WAIT"), ("final", 421)),
         (script(HELLO, TAKE, "BODY", "S 554 5.6.0 no"), ("final", 554)),
         (script(HELLO, TAKE, "BODY", "R 250-half"), ("final", None)),
         (script(HELLO, "C MAIL", "S 451 4.7.1 greylisted", "WAIT"), ("mail", 451)),

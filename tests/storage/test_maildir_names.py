@@ -53,7 +53,12 @@ def test_modified_utf7_round_trips_and_is_printable(text: str) -> None:
     assert decode_utf7(encoded) == text
 
 
-@given(st.text(st.characters(blacklist_categories=["Cs"]), min_size=1))
+def test_folder_of_nothing_but_a_separator_has_no_directory() -> None:
+    with pytest.raises(ValueError, match="needs a name"):
+        directory_name("/")
+
+
+@given(st.text(st.characters(blacklist_categories=["Cs"]), min_size=1).filter(lambda name: name != "/"))
 def test_folder_never_leaves_its_mailbox(folder: str) -> None:
     directory = directory_name(folder)
     assert "/" not in directory and "\0" not in directory and directory != ".."
