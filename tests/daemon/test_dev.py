@@ -1,6 +1,7 @@
 """`mailagents dev`: the one command that carries a message the whole way in front of the user."""
 
 import os
+import random
 import re
 import subprocess
 from pathlib import Path
@@ -11,8 +12,10 @@ from tests.daemon.running import ROOT
 
 
 def dev(directory: Path) -> str:
+    # A hundred ports of its own: several of these run at once.
+    base = random.SystemRandom().randrange(120, 310) * 100
     done = subprocess.run(
-        [ROOT / "mailagents", "dev", "--once", "--directory", directory, "--port-base", "13000"],
+        [ROOT / "mailagents", "dev", "--once", "--directory", directory, "--port-base", str(base)],
         capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "COLUMNS": "200"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

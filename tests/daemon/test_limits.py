@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.daemon.letters import DOMAIN, message, wire
-from tests.daemon.running import Daemon, until
+from tests.daemon.running import Daemon, Inbox, until
 
 DISK_OCTETS = 48 << 20
 
@@ -142,19 +142,16 @@ def test_a_kill_on_a_full_disk_loses_nothing(template: Path, tmp_path: Path, sma
 
 
 def test_a_full_inbox_is_452_at_rcpt(daemon: Daemon) -> None:
-    address = f"small@{DOMAIN}"
-    daemon.ask("inbox-add", address=address, quota_octets=10_000)
+    row = daemon.ask("inbox-add", address=f"small@{DOMAIN}", quota_octets=10_000)
+    small = Inbox(row["id"], row["address"], row["password"])
     with daemon.mx() as client:
-        client.ehlo()
-        for _ in range(2):
-            client.sendmail("x@partner.test", [address], wire(message("Big", "words " * 2000)))
-            daemon.drained()
-            client.rset()
-            client.mail("x@partner.test")
-            code, text = client.rcpt(address)
-            assert (code, text[:5]) == (452, b"4.2.2")
-            client.rset()
-            break
+        client.sendmail("x@partner.test", [small.address], wire(message("Big", "words " * 2000)))
+        daemon.find(small, "Big")
+        # The file is there before the row that charges the quota.
+        until(lambda: not daemon.ask("status")["journal_backlog_octets"] or None, "nothing is left to apply")
+        client.mail("x@partner.test")
+        code, text = client.rcpt(small.address)
+        assert (code, text[:5]) == (452, b"4.2.2")
 
 
 def test_connections_beyond_the_limit_are_told_so(template: Path, tmp_path: Path) -> None:
