@@ -21,6 +21,11 @@ def main(arguments: list[str]) -> int:
         begin = time.monotonic()
         print(f"== {name}", flush=True)
         status = subprocess.run(command, check=False).returncode
+        if status == 1 and "-n" in command:
+            # Daemons and clients of several workers share the cores: what failed is asked again, alone.
+            print("== failed beside others, again alone:", flush=True)
+            alone = [sys.executable, "-m", "pytest", "-q", "--last-failed", "--last-failed-no-failures=none"]
+            status = subprocess.run(alone, check=False).returncode
         print(
             f"== {name}: {'passed' if status == 0 else 'FAILED'}, {time.monotonic() - begin:.0f} s",
             flush=True,
