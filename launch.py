@@ -3,8 +3,10 @@
 Owns `.venv` beside this file: made without ensurepip (Debian's python3 has
 none), filled from the hash-locked requirements, stamped with the lock's digest
 as the last step. An environment without the right stamp is made anew, under a
-lock, so that two first runs do not meet. Standard library only; progress goes
-to stderr.
+lock, so that two first runs do not meet. The system's own Python is taken where
+its version fits: it is the one that security updates reach, and a distribution
+builds it with optimisation, worth two times the speed here. MAILAGENTS_PYTHON
+names another one. Standard library only; progress goes to stderr.
 """
 
 import contextlib
@@ -19,6 +21,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 LOCKS = ROOT / "requirements"
+SYSTEM_PYTHON = Path("/usr/bin/python3")
+OLDEST, NEWEST = (3, 11), (3, 13)
 
 
 class SetupFailed(Exception):
@@ -30,8 +34,27 @@ def environment_path() -> Path:
     return Path(os.environ.get("MAILAGENTS_ENV", ROOT / ".venv"))
 
 
+def interpreter() -> str:
+    """Return the Python that the environment is made from.
+
+    MAILAGENTS_PYTHON if set; the running one if it was called by name rather than found
+    as `python3` on the path; else the system's own, if its version is one that is tested.
+    """
+    if named := os.environ.get("MAILAGENTS_PYTHON"):
+        return named
+    running = os.path.realpath(sys.executable)
+    if os.path.realpath(shutil.which("python3") or "") != running:
+        return running
+    # The link's target names the version (python3.11), so that nothing need be started.
+    target = os.path.realpath(SYSTEM_PYTHON)
+    major, _, minor = target.rpartition("python")[2].partition(".")
+    if major.isdigit() and minor.isdigit() and OLDEST <= (int(major), int(minor)) <= NEWEST:
+        return target
+    return running
+
+
 def _digest(locks: list[Path]) -> str:
-    state = hashlib.sha256(repr(sys.version_info[:2]).encode())
+    state = hashlib.sha256(interpreter().encode())
     for lock in locks:
         state.update(lock.read_bytes())
     return state.hexdigest()
@@ -84,7 +107,7 @@ def ensure(*, check: bool = False) -> Path:
         if _stamp(stamp) != _digest(base):
             _say(f"making the environment in {place}")
             shutil.rmtree(place, ignore_errors=True)
-            _step("python -m venv", [sys.executable, "-m", "venv", "--without-pip", str(place)])
+            _step("python -m venv", [interpreter(), "-m", "venv", "--without-pip", str(place)])
             _step("installing the build backend", [*_pip(python), "-r", str(LOCKS / "build.txt")])
             _step("installing the appliance's libraries", [*_pip(python), "-r", str(base[1])])
         stamp.unlink(missing_ok=True)
@@ -107,7 +130,7 @@ def _stamp(path: Path) -> str:
 
 def hand_over(arguments: list[str], *, check: bool = False) -> None:
     """Replace this process by the environment's python with these arguments; does not return."""
-    if not (3, 11) <= sys.version_info[:2] < (3, 14):
+    if not OLDEST <= sys.version_info[:2] <= NEWEST:
         sys.exit("mailagents: Python 3.11, 3.12 or 3.13 is needed, this is " + sys.version.split()[0])
     try:
         python = ensure(check=check)

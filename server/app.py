@@ -159,6 +159,7 @@ class Appliance:
                 hostname=settings.server.hostname,
                 expiry_api_seconds=settings.delivery.expiry_api_seconds,
                 expiry_submission_seconds=settings.delivery.expiry_submission_seconds,
+                max_received=settings.smtp.max_received,
             ),
             verifier=self._verifier(resolver, threads),
             signer=Signer(threads),

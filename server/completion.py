@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from storage.store import Store
 
 CHUNK_OCTETS = 1 << 20
+LF = 0x0A
+FOLDS = (b" ", b"\t")
 
 
 def missing_fields(letter: Letter, *, message_id: str, hostname: str, at: int) -> bytes:
@@ -67,6 +69,19 @@ def head_of(content: bytes | Spooled, header_octets: int, store: Store) -> bytes
 
 
 def _strip(head: bytes, unwanted: Sequence[bytes]) -> bytes:
+    """Return the header without raw fields of it, which are given in their order."""
+    kept: list[bytes] = []
+    at = 0
     for raw in unwanted:
-        head = head.replace(raw, b"", 1)
-    return head
+        begin = _field_at(head, raw, at)
+        kept.append(head[at:begin])
+        at = begin + len(raw)
+    return b"".join((*kept, head[at:]))
+
+
+def _field_at(head: bytes, raw: bytes, at: int) -> int:
+    """Return where a raw field stands as a field: the same octets may stand inside another before it."""
+    begin = head.index(raw, at)
+    while (begin and head[begin - 1] != LF) or head[begin + len(raw) : begin + len(raw) + 1] in FOLDS:
+        begin = head.index(raw, begin + 1)
+    return begin

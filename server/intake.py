@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import structlog
@@ -19,10 +19,11 @@ from server import completion, evidence
 from server.mail import header, trace
 from server.mail.address import domain_of
 from server.refusal import Refusal
-from server.routing import Drop, Forward, Local, Refuse, Remote
+from server.routing import Group, Local, Refuse, Remote, sort
 from server.rulebook import merge, refuse
 from server.sender_auth.results import forged
 from storage import accounts, ids
+from storage.codec import content_octets
 from storage.errors import Conflict, Full
 from storage.records import (
     Accepted,
@@ -43,7 +44,7 @@ from storage.records import (
 if TYPE_CHECKING:
     from server.clock import Clock
     from server.login import Identity
-    from server.routing import Resolution, Routing
+    from server.routing import Routing
     from server.rulebook import Rulebook
     from server.sender_auth.signer import Signer
     from server.sender_auth.verify import Verifier
@@ -111,23 +112,7 @@ class IntakeSettings:
     hostname: str
     expiry_api_seconds: int
     expiry_submission_seconds: int
-
-
-@dataclass(slots=True)
-class _Group:
-    """The recipients of one organization."""
-
-    organization_id: str
-    local: list[tuple[Recipient, Local]] = field(default_factory=list)
-    remote: list[tuple[Recipient, str]] = field(default_factory=list)  # with the queue's domain
-    dropped: list[Recipient] = field(default_factory=list)
-    named: set[str] = field(default_factory=set)
-
-    def is_new(self, address: str) -> bool:
-        """Whether an address is named for the first time: one named again gets no second copy."""
-        is_new = address not in self.named
-        self.named.add(address)
-        return is_new
+    max_received: int = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,26 +209,60 @@ class Intake:
         """Take a message in; returns when it is durable, or applied where that is asked.
 
         Raises Refusal: by policy, for a sender that does not own its From, when the
-        disk is full (452 4.3.1) or nothing can be committed (451 4.3.0).
+        disk is full (452 4.3.1) or nothing can be committed (451 4.3.0). Spooled content
+        is intake's from here on, and gone where nothing was committed.
         """
+        files = [arrival.content] if isinstance(arrival.content, Spooled) else []
         if arrival.message_id and await self._is_known(arrival.message_id):
+            await self._give_up(files)
             return Receipt((arrival.message_id,))
         if arrival.append is not None:
             return await self._commit([self._appended(arrival, arrival.append)], wait_applied=wait_applied)
+        try:
+            records = await self._judge(arrival, files)
+        except Exception:
+            await self._give_up(files)
+            raise
+        return await self._commit(records, wait_applied=wait_applied)
+
+    async def _judge(self, arrival: Arrival, files: list[Spooled]) -> list[Accepted]:
+        """Return a record for each organization; files: the spool files that the message now lies in."""
         letter = await self._read(arrival.content)
+        if arrival.source is Source.LOCAL and letter.received_count >= self._settings.max_received:
+            # RFC 5321 6.3: forwards that lead back to each other pass no door that counts.
+            raise Refusal(554, "5.4.6", "Too many Received fields: mail loop")
         if arrival.source in FROM_SENDERS:
-            arrival, letter = await self._complete(arrival, letter)
+            arrival, letter = await self._complete(arrival, letter, files)
         verdicts = await self._verify(arrival)
         if arrival.source in FROM_OUTSIDE and letter.has(b"authentication-results"):
             hostname = self._settings.hostname
-            arrival, letter = await self._rewrite(arrival, letter, select=lambda head: forged(head, hostname))
+            arrival, letter = await self._rewrite(
+                arrival, letter, files, select=lambda head: forged(head, hostname)
+            )
         groups = await self._group(arrival)
         judgements = [self._decide(arrival, group, letter, verdicts) for group in groups]
-        records = [
-            await self._record(arrival, group, judgement)
-            for group, judgement in zip(groups, judgements, strict=True)
-        ]
-        return await self._commit(records, wait_applied=wait_applied)
+        records: list[Accepted] = []
+        for group, judgement in zip(groups, judgements, strict=True):
+            record = await self._record(arrival, group, judgement)
+            if records and isinstance(record.content, Spooled):
+                # The store lets a file go with the record that names it: each has its own.
+                record = replace(record, content=await self._duplicate(record.content, files))
+            records.append(record)
+        if not self._threads.store.has_room(sum(map(_octets_to_write, records))):
+            raise _no_room()
+        return records
+
+    async def _duplicate(self, content: Spooled, files: list[Spooled]) -> Spooled:
+        try:
+            made = await self._threads.run(self._threads.store.duplicate, content)
+        except Full as error:
+            raise _no_room() from error
+        files.append(made)
+        return made
+
+    async def _give_up(self, files: Sequence[Spooled]) -> None:
+        for spooled in files:
+            await self._threads.run(self._threads.store.discard, spooled)
 
     def may_notify(
         self, *, sender: str, recipient: str, reply_code: int, reply_status: str, notice: str
@@ -287,7 +306,9 @@ class Intake:
         if used >= mailbox.quota_octets:
             raise Refusal(452, "4.2.2", "Mailbox full")
 
-    async def _complete(self, arrival: Arrival, letter: evidence.Letter) -> tuple[Arrival, evidence.Letter]:
+    async def _complete(
+        self, arrival: Arrival, letter: evidence.Letter, files: list[Spooled]
+    ) -> tuple[Arrival, evidence.Letter]:
         """RFC 6409 8: add Date and Message-ID, take Bcc out; check who the From names."""
         if arrival.identity is not None:
             if letter.from_fields != 1 or not letter.from_readable:
@@ -300,13 +321,14 @@ class Intake:
             letter, message_id=message_id, hostname=self._settings.hostname, at=self._clock.now()
         )
         if added or letter.has(b"bcc"):
-            return await self._rewrite(arrival, letter, added=added, select=completion.bcc_fields)
+            return await self._rewrite(arrival, letter, files, added=added, select=completion.bcc_fields)
         return arrival, letter
 
     async def _rewrite(
         self,
         arrival: Arrival,
         letter: evidence.Letter,
+        files: list[Spooled],
         *,
         select: Callable[[bytes], list[bytes]],
         added: bytes = b"",
@@ -329,6 +351,8 @@ class Intake:
             )
         except Full as error:
             raise _no_room() from error
+        if isinstance(content, Spooled):
+            files[:] = [content]
         return replace(arrival, content=content), await self._read(content)
 
     async def _read(self, content: bytes | Spooled) -> evidence.Letter:
@@ -347,21 +371,19 @@ class Intake:
             )
         return await self._verifier.verify(peer=arrival.peer, envelope=arrival.envelope, content=content)
 
-    async def _group(self, arrival: Arrival) -> list[_Group]:
-        groups: dict[str, _Group] = {}
+    async def _group(self, arrival: Arrival) -> list[Group]:
+        groups: dict[str, Group] = {}
         for recipient in arrival.envelope.recipients:
             if arrival.source in QUEUED:
                 # One road for all mail that is sent: the queue, whose local lane comes back here.
-                group = _of(groups, arrival.organization_id or _sender_organization(arrival))
-                if group.is_new(recipient.address):
-                    group.remote.append((recipient, domain_of(recipient.address)))
+                owner = arrival.organization_id or _sender_organization(arrival)
+                groups.setdefault(owner, Group(owner)).send(recipient, recipient.address)
                 continue
-            resolution = await self._routing.resolve(recipient.address)
-            _sort(groups, recipient, resolution)
+            sort(groups, recipient, await self._routing.resolve(recipient.address))
         return list(groups.values())
 
     def _decide(
-        self, arrival: Arrival, group: _Group, letter: evidence.Letter, verdicts: tuple[Verdict, ...]
+        self, arrival: Arrival, group: Group, letter: evidence.Letter, verdicts: tuple[Verdict, ...]
     ) -> Judgement:
         identity = arrival.identity
         case = evidence.Case(
@@ -400,10 +422,12 @@ class Intake:
             keywords=decision.tags,
         )
 
-    async def _record(self, arrival: Arrival, group: _Group, judgement: Judgement) -> Accepted:
+    async def _record(self, arrival: Arrival, group: Group, judgement: Judgement) -> Accepted:
         now = self._clock.now()
         message_id = arrival.message_id or ids.new("msg")
         decision = judgement.decision
+        # What one organization keeps names nobody else's recipients.
+        envelope = replace(arrival.envelope, recipients=tuple(group.recipients))
         if decision.redirect is not None:
             await self._redirect(group, decision.redirect)
         signature = await self._sign(arrival, group, judgement.letter, now)
@@ -416,7 +440,7 @@ class Intake:
             accepted_at=now,
             source=arrival.source,
             peer=arrival.peer,
-            envelope=arrival.envelope,
+            envelope=envelope,
             decision=decision,
             verdicts=judgement.verdicts,
             trace=signature + self._trace(arrival, judgement, message_id=message_id, now=now),
@@ -432,22 +456,20 @@ class Intake:
             idempotency_key=arrival.idempotency_key,
         )
 
-    async def _redirect(self, group: _Group, address: str) -> None:
+    async def _redirect(self, group: Group, address: str) -> None:
         """Replace a group's recipients by the address that policy names."""
         recipient = Recipient(address=address)
-        group.local.clear()
-        group.remote.clear()
-        group.named.clear()
-        scratch: dict[str, _Group] = {group.organization_id: group}
+        group.clear()
+        scratch = {group.organization_id: group}
         resolution = await self._routing.resolve(address)
         if isinstance(resolution, Local) and resolution.mailbox.organization_id == group.organization_id:
-            _sort(scratch, recipient, resolution)
+            sort(scratch, recipient, resolution)
         elif isinstance(resolution, Remote):
             group.remote.append((recipient, resolution.domain))
         else:
             raise Refusal(451, "4.3.5", "Mail cannot be delivered for now", f"redirect target {address}")
 
-    async def _sign(self, arrival: Arrival, group: _Group, letter: evidence.Letter, now: int) -> bytes:
+    async def _sign(self, arrival: Arrival, group: Group, letter: evidence.Letter, now: int) -> bytes:
         """Return the DKIM-Signature fields over a sent message, b'' where its domain has no key."""
         if arrival.source not in SIGNED or not letter.from_addresses:
             return b""
@@ -534,37 +556,18 @@ def _source(identity: Identity | None) -> Source:
     return Source.SUBMISSION if identity else Source.MX
 
 
+def _octets_to_write(record: Accepted) -> int:
+    """Return what apply will write: a file for each inbox and one for the queue."""
+    return content_octets(record.content) * (len(record.local) + bool(record.remote))
+
+
 def _no_room() -> Refusal:
     return Refusal(452, "4.3.1", "Insufficient system storage, try again later")
-
-
-def _of(groups: dict[str, _Group], organization_id: str) -> _Group:
-    return groups.setdefault(organization_id, _Group(organization_id))
 
 
 def _sender_organization(arrival: Arrival) -> str:
     assert arrival.identity is not None, "queued mail names its organization"
     return arrival.identity.organization_id
-
-
-def _sort(groups: dict[str, _Group], recipient: Recipient, resolution: Resolution) -> None:
-    if isinstance(resolution, Local):
-        group = _of(groups, resolution.mailbox.organization_id)
-        if group.is_new(resolution.address):
-            group.local.append((recipient, resolution))
-    elif isinstance(resolution, Forward):
-        # RFC 5321 3.9.1: an alias keeps the reverse-path.
-        onward = replace(recipient, address=resolution.target)
-        group = _of(groups, resolution.organization_id)
-        if group.is_new(onward.address):
-            group.remote.append((onward, domain_of(onward.address)))
-    elif isinstance(resolution, Drop):
-        _of(groups, resolution.organization_id).dropped.append(recipient)
-    elif isinstance(resolution, Refuse):
-        # Closed between RCPT and the end of data: the sender learns it now.
-        raise resolution.refusal()
-    else:
-        raise Refusal(550, "5.7.1", "Relaying denied")
 
 
 def _with_keyword(arrival: Arrival) -> str:
@@ -583,7 +586,7 @@ async def _at_once(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) 
 
 
 def _accepted_event(
-    arrival: Arrival, group: _Group, judgement: Judgement, *, message_id: str, now: int, is_signed: bool
+    arrival: Arrival, group: Group, judgement: Judgement, *, message_id: str, now: int, is_signed: bool
 ) -> Event:
     data: dict[str, object] = {
         "source": arrival.source.value,

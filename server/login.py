@@ -19,6 +19,7 @@ import structlog
 
 from server.mail.address import AddressSyntax, normalise
 from server.refusal import Refusal
+from server.sockets import network_of
 from storage import accounts
 from storage.records import ApiKey, Credential, Mailbox
 
@@ -93,41 +94,49 @@ class Login:
         self._secret = secrets.token_bytes(32)
         self._known: dict[bytes, tuple[float, Identity]] = {}
         self._failures: dict[str, list[float]] = {}
+        self._generation = 0  # an answer that a change overtook is given once and not remembered
         self._dummy_hash = ""
         threads.hub.subscribe("accounts", None, self._forget)
 
     def _forget(self, _notice: Notice) -> None:
+        self._generation += 1
         self._known.clear()
 
     async def check(self, *, protocol: str, user: str, password: str, peer: str) -> Identity:
         """Return who logs in with an inbox address and an app password or a key.
 
-        protocol: 'smtp' or 'imap'. peer: IP address, which failures are counted by.
+        protocol: 'smtp' or 'imap'. peer: IP address; failures are counted by its network.
         Raises Refusal 535 5.7.8 for wrong credentials, 454 4.7.0 for a throttled peer.
         """
-        self._throttle(peer)
         mark = self._mark(protocol, user, password)
         identity = self._remembered(mark)
         if identity is None:
+            # Who was let in a moment ago is not locked out by others behind the same address.
+            self._throttle(peer)
+            generation = self._generation
             identity = await self._examine(protocol, user, password)
             if identity is None:
                 self._failed(peer)
                 raise Refusal(535, "5.7.8", "Authentication credentials invalid", f"{protocol} login")
-            self._remember(mark, identity)
+            if generation == self._generation:
+                self._remember(mark, identity)
         return identity
 
     async def bearer(self, token: str, *, peer: str) -> Identity:
         """Return the identity of an API key; raises as `check` does."""
-        self._throttle(peer)
         mark = self._mark("bearer", "", token)
         identity = self._remembered(mark)
         if identity is None:
+            # Who was let in a moment ago is not locked out by others behind the same address.
+            self._throttle(peer)
+            generation = self._generation
             key = await self._find_key(token)
             if key is None:
                 self._failed(peer)
                 raise Refusal(535, "5.7.8", "The key is unknown, expired or revoked")
             identity = _of_key(key)
-            self._remember(mark, identity, expires_at=key.expires_at)
+            if generation == self._generation:
+                self._remember(mark, identity, expires_at=key.expires_at)
         return identity
 
     async def _examine(self, protocol: str, user: str, password: str) -> Identity | None:
@@ -149,8 +158,8 @@ class Login:
         key = await self._find_key(secret)
         if key is None or PROTOCOL_SCOPE[protocol] not in key.scopes:
             return None
-        mailbox = await self._threads.read(lambda c: accounts.find_mailbox(c, address=address))
-        if mailbox is None or mailbox.organization_id != key.organization_id or mailbox.state != "active":
+        mailbox = await self._threads.read(lambda c: _open_mailbox(c, address))
+        if mailbox is None or mailbox.organization_id != key.organization_id:
             return None
         if key.mailbox_id not in (None, mailbox.id):
             return None
@@ -186,22 +195,23 @@ class Login:
         self._known[mark] = (self._clock.monotonic() + seconds, identity)
 
     def _throttle(self, peer: str) -> None:
-        failures = self._failures.get(peer)
+        network = network_of(peer)
+        failures = self._failures.get(network)
         if not failures:
             return
         horizon = self._clock.monotonic() - FAILURE_WINDOW_SECONDS
         recent = [moment for moment in failures if moment > horizon]
         if recent:
-            self._failures[peer] = recent
+            self._failures[network] = recent
         else:
-            del self._failures[peer]
+            del self._failures[network]
         if len(recent) >= FAILURES_ALLOWED:
             raise Refusal(454, "4.7.0", "Too many failed logins, try again later", f"peer {peer}")
 
     def _failed(self, peer: str) -> None:
         if len(self._failures) >= FAILURE_PEERS_LIMIT:
             self._failures.clear()
-        self._failures.setdefault(peer, []).append(self._clock.monotonic())
+        self._failures.setdefault(network_of(peer), []).append(self._clock.monotonic())
         log.info("login failed", peer=peer)
 
 
@@ -210,10 +220,17 @@ def _of_key(key: ApiKey) -> Identity:
 
 
 def _credentials(connection: Connection, address: str) -> tuple[Mailbox | None, list[Credential]]:
+    mailbox = _open_mailbox(connection, address)
+    return mailbox, accounts.credentials(connection, mailbox_id=mailbox.id) if mailbox is not None else []
+
+
+def _open_mailbox(connection: Connection, address: str) -> Mailbox | None:
+    """Return an address's inbox unless it, or its organization, is suspended or closed."""
     mailbox = accounts.find_mailbox(connection, address=address) if address else None
     if mailbox is None or mailbox.state != "active":
-        return None, []
-    return mailbox, accounts.credentials(connection, mailbox_id=mailbox.id)
+        return None
+    owner = accounts.organization(connection, organization_id=mailbox.organization_id)
+    return mailbox if owner is not None and owner.state == "active" else None
 
 
 def _first_match(hashes: list[str], password: str) -> int | None:

@@ -1,4 +1,4 @@
-"""Recipient to destination: local inbox, forward, drop, remote, or a refusal.
+"""Recipient to destination: local inbox, forward, drop, remote, or a refusal; recipients by organization.
 
 Owns the order of address rules and a bounded cache of their answers, dropped
 whole when any account changes. Decides nothing about policy or quota.
@@ -7,13 +7,13 @@ RFC 5321 3.6 (domains), 4.5.1 (postmaster), RFC 5233 (subaddress with '+').
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from server.mail.address import normalise
+from server.mail.address import domain_of, normalise
 from server.refusal import Refusal
 from storage import accounts
-from storage.records import Mailbox, Route
+from storage.records import Mailbox, Recipient, Route
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -70,6 +70,49 @@ class Refuse:
 
 Resolution = Local | Remote | Forward | Drop | Refuse
 
+
+@dataclass(slots=True)
+class Group:
+    """A message's recipients of one organization. recipients: as they were given, whatever they lead to."""
+
+    organization_id: str
+    recipients: list[Recipient] = field(default_factory=list)
+    local: list[tuple[Recipient, Local]] = field(default_factory=list)
+    remote: list[tuple[Recipient, str]] = field(default_factory=list)  # with the queue's domain
+    dropped: list[Recipient] = field(default_factory=list)
+    _named: set[str] = field(default_factory=set)
+
+    def place(self, recipient: Recipient, local: Local) -> None:
+        """Add a recipient with its inbox."""
+        self.recipients.append(recipient)
+        if self._is_new(local.address):
+            self.local.append((recipient, local))
+
+    def send(self, recipient: Recipient, address: str) -> None:
+        """Add a recipient whose mail goes to an address by the queue."""
+        self.recipients.append(recipient)
+        if self._is_new(address):
+            onward = recipient if address == recipient.address else replace(recipient, address=address)
+            self.remote.append((onward, domain_of(address)))
+
+    def drop(self, recipient: Recipient) -> None:
+        """Add a recipient whose mail is not kept."""
+        self.recipients.append(recipient)
+        self.dropped.append(recipient)
+
+    def clear(self) -> None:
+        """Forget where mail was to go; who was named stays."""
+        self.local.clear()
+        self.remote.clear()
+        self._named.clear()
+
+    def _is_new(self, address: str) -> bool:
+        """Return whether an address is named for the first time: one named again gets no second copy."""
+        is_new = address not in self._named
+        self._named.add(address)
+        return is_new
+
+
 NO_SUCH_USER = Refuse(550, "5.1.1", "No such mailbox here")
 
 
@@ -81,9 +124,11 @@ class Routing:
         self._postmaster = normalise(postmaster) if postmaster else ""
         self._cache: dict[str, Resolution] = {}
         self._local_domains: dict[str, bool] = {}
+        self._generation = 0  # a look-up that a change overtook answers once and is not kept
         self._unsubscribe = threads.hub.subscribe("accounts", None, self._forget)
 
     def _forget(self, _notice: Notice) -> None:
+        self._generation += 1
         self._cache.clear()
         self._local_domains.clear()
 
@@ -93,21 +138,25 @@ class Routing:
         key = normalise(address) if "@" in address else address.lower()
         found = self._cache.get(key)
         if found is None:
+            generation = self._generation
             found = await self._threads.read(lambda connection: self._look_up(connection, key))
             if len(self._cache) >= CACHE_LIMIT:
                 self._cache.clear()
-            self._cache[key] = found
+            if generation == self._generation:
+                self._cache[key] = found
         return found
 
     async def is_local(self, domain: str) -> bool:
         """Return whether the appliance is the destination of a domain (lower-case A-labels)."""
         known = self._local_domains.get(domain)
         if known is None:
+            generation = self._generation
             row = await self._threads.read(lambda connection: accounts.find_domain(connection, name=domain))
             known = row is not None
             if len(self._local_domains) >= CACHE_LIMIT:
                 self._local_domains.clear()
-            self._local_domains[domain] = known
+            if generation == self._generation:
+                self._local_domains[domain] = known
         return known
 
     def _look_up(self, connection: Connection, address: str) -> Resolution:
@@ -153,15 +202,35 @@ class Routing:
     ) -> Resolution:
         if self._postmaster:
             named = accounts.find_mailbox(connection, address=self._postmaster)
-            if named is not None:
+            if named is not None and named.state == "active":
                 return Local(named, address)
         if organization_id is None:
             first = accounts.organizations(connection, limit=1)
             if not first:
                 return NO_SUCH_USER
             organization_id = first[0].id
-        inboxes = accounts.mailboxes(connection, organization_id=organization_id, limit=1)
-        return Local(inboxes[0], address) if inboxes else NO_SUCH_USER
+        inboxes = accounts.mailboxes(connection, organization_id=organization_id)
+        first_open = next((inbox for inbox in inboxes if inbox.state == "active"), None)
+        return Local(first_open, address) if first_open is not None else NO_SUCH_USER
+
+
+def sort(groups: dict[str, Group], recipient: Recipient, resolution: Resolution) -> None:
+    """Put a recipient into its organization's group; raises Refusal where no mail is taken for it."""
+    if isinstance(resolution, Local):
+        owner = resolution.mailbox.organization_id
+        groups.setdefault(owner, Group(owner)).place(recipient, resolution)
+    elif isinstance(resolution, Forward):
+        # RFC 5321 3.9.1: an alias keeps the reverse-path.
+        owner = resolution.organization_id
+        groups.setdefault(owner, Group(owner)).send(recipient, resolution.target)
+    elif isinstance(resolution, Drop):
+        owner = resolution.organization_id
+        groups.setdefault(owner, Group(owner)).drop(recipient)
+    elif isinstance(resolution, Refuse):
+        # Closed between RCPT and the end of data: the sender learns it now.
+        raise resolution.refusal()
+    else:
+        raise Refusal(550, "5.7.1", "Relaying denied")
 
 
 def _open(mailbox: Mailbox, address: str) -> Resolution:

@@ -1,11 +1,14 @@
 """Listening sockets from listening addresses: bound, or inherited from systemd.
 
-Owns the bind and its clear errors. The listeners hand the sockets to the loop.
+Owns the bind and its clear errors, and how peers' addresses are read and counted
+whatever socket they came by. The listeners hand the sockets to the loop.
+RFC 4291 2.5.5.2 (IPv4 in IPv6).
 """
 
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import socket
 from collections.abc import Iterable
@@ -64,3 +67,17 @@ def _open(listen: Listen, inherited: dict[str, list[socket.socket]]) -> list[soc
         raise BindFailed(f"{listen}: {reason}") from None
     made.setblocking(False)
     return [made]
+
+
+def plain_address(address: str) -> str:
+    """Return a peer's address without scope; IPv4 as such, though a socket for both families brought it."""
+    address = address.partition("%")[0]
+    return address[7:] if address.startswith("::ffff:") and "." in address else address
+
+
+def network_of(address: str) -> str:
+    """Return what a peer is counted by: an IPv4 address, an IPv6 /64, '' for a Unix socket."""
+    address = plain_address(address)
+    if ":" not in address:
+        return address
+    return str(ipaddress.ip_network((address, 64), strict=False))

@@ -22,6 +22,8 @@ from storage.mailboxes import create_mailbox_folders
 from storage.records import ApiKey, Credential, DkimKey, Domain, Mailbox, Organization, Route
 
 PAGE_LIMIT = 1000
+# A login with a wrong password is held against each of them, at some 20 ms of a processor.
+PASSWORDS_LIMIT = 20
 MAILBOX_STATES = frozenset({"active", "suspended", "closed"})
 ORGANIZATION_STATES = frozenset({"active", "suspended"})
 ROUTE_KINDS = frozenset({"inbox", "forward", "drop", "reject"})
@@ -279,8 +281,13 @@ def add_credential(
     scram_verifier: str,
     at: int,
 ) -> Credential:
-    """Keep an app password of a tenant's inbox, hashed by the caller; Missing for a foreign inbox."""
+    """Keep an app password of a tenant's inbox, hashed by the caller.
+
+    Missing for a foreign inbox, Conflict for one with PASSWORDS_LIMIT that work.
+    """
     _own_mailbox(connection, organization_id, mailbox_id)
+    if len(credentials(connection, mailbox_id=mailbox_id)) >= PASSWORDS_LIMIT:
+        raise Conflict(f"the inbox has {PASSWORDS_LIMIT} app passwords already; revoke one")
     made = Credential(ids.new("crd"), organization_id, mailbox_id, name, password_hash, at, None)
     values = {**_values(made), "scram_verifier": scram_verifier}
     _insert(connection, schema.credentials, "app password", **values)

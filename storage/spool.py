@@ -8,6 +8,7 @@ of the content but its digest.
 import hashlib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,6 +38,21 @@ class Spool:
     def path(self, name: str) -> Path:
         """Return where a finished content lies."""
         return self.directory / name
+
+    def duplicate(self, spooled: Spooled) -> Spooled:
+        """Give a finished content a second name, on stable storage: each record owns its own.
+
+        Full where there is no room for the name.
+        """
+        name = ids.new("spl")
+        try:
+            self.files.link(self.directory / spooled.name, self.directory / name)
+            sync_directory(self.files, self.directory)
+        except OSError as error:
+            if is_no_room(error):
+                raise Full(f"no room left on the disk of {self.directory}") from error
+            raise StorageError(f"a spool file cannot be linked: {error}") from error
+        return replace(spooled, name=name)
 
     def remove(self, name: str) -> None:
         """Remove a content that nothing names any more; one that is gone is fine."""

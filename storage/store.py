@@ -113,6 +113,10 @@ class Store:
         """Return the file of a spooled content."""
         return self._spool.path(spooled.name)
 
+    def duplicate(self, spooled: Spooled) -> Spooled:
+        """Return a spooled content under a second name, for a second record; Full, StorageError."""
+        return self._spool.duplicate(spooled)
+
     def discard(self, spooled: Spooled) -> None:
         """Give up a finished content that no record will name."""
         self._spool.remove(spooled.name)

@@ -132,10 +132,12 @@ class Access:
         self._clock = clock
         self._threads = threads
         self._states: dict[str, str] = {}
+        self._generation = 0
         self._used: dict[str, int] = {}
         hub.subscribe("accounts", None, self._forget)
 
     def _forget(self, _notice: Notice) -> None:
+        self._generation += 1
         self._states.clear()
 
     async def caller(self, request: Request) -> Caller:
@@ -168,13 +170,15 @@ class Access:
     async def _state(self, organization_id: str) -> str:
         state = self._states.get(organization_id)
         if state is None:
+            generation = self._generation
             found = await self._threads.read(
                 lambda c: accounts.organization(c, organization_id=organization_id)
             )
             state = found.state if found is not None else "gone"
             if len(self._states) >= STATES_LIMIT:
                 self._states.clear()
-            self._states[organization_id] = state
+            if generation == self._generation:  # else what was read may be from before the change
+                self._states[organization_id] = state
         return state
 
     def note_use(self, key_id: str, *, at: int) -> None:

@@ -178,6 +178,9 @@ class InboxRoutes:
         inbox = await self._services.inbox(caller, inbox_id)
         caller.require_held(GRANTED_BY_PASSWORD)
         asked = await self._services.bodies.read(request, models.CredentialRequest)
+        held = await self._services.threads.read(lambda c: accounts.credentials(c, mailbox_id=inbox_id))
+        if len(held) >= accounts.PASSWORDS_LIMIT:
+            raise _too_many_passwords()
         now = self._services.clock.now()
         password = new_password()
         encoded = await self._services.threads.compute(hash_password, password)
@@ -250,3 +253,13 @@ def _folders(connection: Connection, inbox_id: str) -> list[dict[str, object]]:
             }
         )
     return shown
+
+
+def _too_many_passwords() -> Problem:
+    return Problem(
+        409,
+        "too_many_passwords",
+        f"An inbox has at most {accounts.PASSWORDS_LIMIT} app passwords.",
+        fix="Revoke one that is not used.",
+        extra={"limit": accounts.PASSWORDS_LIMIT},
+    )

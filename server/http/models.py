@@ -12,9 +12,9 @@ from typing import Annotated, Literal
 
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 
-Id = Annotated[str, Field(max_length=64, examples=["inb_01jd3t6kq8x5v9c2h7m4n0b1ra"])]
-# No control characters: these go into names, header fields and log lines.
+# No control characters: these go into names, header fields, log lines and databases.
 _LINE = r"^[^\x00-\x1f\x7f\u2028\u2029]*$"
+Id = Annotated[str, Field(max_length=64, pattern=_LINE, examples=["inb_01jd3t6kq8x5v9c2h7m4n0b1ra"])]
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=_LINE)]
 AddressText = Annotated[
     str,

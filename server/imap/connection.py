@@ -18,6 +18,7 @@ from server.imap.limits import BAD_COMMANDS, PENDING_OCTETS
 from server.imap.machine import Security, State
 from server.imap.scanner import ImapSyntax
 from server.imap.session import Services, Session
+from server.sockets import plain_address
 
 if TYPE_CHECKING:
     from server.imap.server import ImapServer
@@ -78,7 +79,7 @@ class Connection(asyncio.Protocol):
         """Begin a session, or refuse one."""
         self.transport = cast("asyncio.Transport", transport)
         peer = transport.get_extra_info("peername")
-        self.peer_address = peer[0] if isinstance(peer, tuple) else ""
+        self.peer_address = plain_address(str(peer[0])) if isinstance(peer, tuple) else ""
         self.transport.set_write_buffer_limits(high=WRITE_HIGH_OCTETS, low=WRITE_LOW_OCTETS)
         if not self._server.admit(self):
             self.transport.write(b"* BYE [UNAVAILABLE] Too many connections, try again later\r\n")

@@ -8,7 +8,6 @@ RFC 9051 2.1 and 5.4, RFC 8314 (TLS from the first octet).
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ from server.imap.limits import Bounds, ImapSettings
 from server.imap.machine import Security
 from server.imap.render import render
 from server.imap.session import Services
+from server.sockets import network_of
 from storage.errors import Missing, StorageError
 from storage.watch import Watch
 
@@ -294,10 +294,3 @@ def _count_out(counts: dict[str, int], key: str) -> None:
         counts[key] = left
     else:
         del counts[key]
-
-
-def network_of(address: str) -> str:
-    """Return what connections are counted by: an IPv4 address, an IPv6 /64, '' for a Unix socket."""
-    if ":" not in address:
-        return address
-    return str(ipaddress.ip_network((address.partition("%")[0], 64), strict=False))

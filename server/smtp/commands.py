@@ -108,12 +108,23 @@ def _mail(session: Session, command: grammar.Mail) -> Step:
 
 async def _take_mail(session: Session, command: grammar.Mail) -> None:
     envelope = command.envelope
-    await session.server.intake.sender(session.peer, session.identity, envelope, command.declared_octets)
+    try:
+        await session.server.intake.sender(session.peer, session.identity, envelope, command.declared_octets)
+    except Refusal as refusal:
+        _count_refused(session, refusal)
+        raise
     session.transaction = envelope
     session.has_refused = False
     if envelope.smtputf8:
         session.dialect = doors.SUBMITTING_WIDE if session.door.needs_login else doors.EXTENDED_WIDE
     session.reply(replies.SENDER_OK)
+
+
+def _count_refused(session: Session, refusal: Refusal) -> None:
+    """Count a refused sender or recipient; raises Refusal 421 at one too many."""
+    session.refused_recipients += 1
+    if session.refused_recipients >= session.server.settings.max_refused_recipients:
+        raise Refusal(421, "4.7.0", "Too many refused recipients", refusal.cause) from None
 
 
 def _rcpt(session: Session, command: grammar.Rcpt) -> Step | None:
@@ -135,9 +146,7 @@ async def _take_rcpt(session: Session, command: grammar.Rcpt, envelope: Envelope
         await session.server.intake.recipient(session.peer, session.identity, envelope, recipient)
     except Refusal as refusal:
         session.has_refused = True
-        session.refused_recipients += 1
-        if session.refused_recipients >= session.server.settings.max_refused_recipients:
-            raise Refusal(421, "4.7.0", "Too many refused recipients", refusal.cause) from None
+        _count_refused(session, refusal)
         raise
     session.transaction = Envelope(
         envelope.reverse_path,
@@ -173,6 +182,8 @@ def _data(session: Session, _command: grammar.Data) -> None:
 def _bdat(session: Session, command: grammar.Bdat) -> None:
     if command.octets > session.server.patience_octets:
         raise Refusal(552, "5.3.4", "Message size exceeds the fixed maximum")
+    if command.octets == 0 and not command.last:
+        _check_idle(session)
     reader = session.reader
     if not isinstance(reader, ChunkReader):
         reader = ChunkReader(session.server.limits)

@@ -8,7 +8,6 @@ RFC 5321 3.8 and 4.5.3.2, 6409 (submission), 8314 (TLS from the first octet).
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from server.smtp.data import ContentLimits
 from server.smtp.door import Door
 from server.smtp.session import Session
 from server.smtp.settings import MEBI, SmtpSettings
+from server.sockets import network_of
 
 if TYPE_CHECKING:
     import ssl
@@ -218,10 +218,3 @@ class SmtpServer:
             )
             cached = self._hellos[state] = replies.hello(self._hostname, announced)
         return cached
-
-
-def network_of(address: str) -> str:
-    """Return what connections are counted by: an IPv4 address, an IPv6 /64, '' for a Unix socket."""
-    if ":" not in address:
-        return address
-    return str(ipaddress.ip_network((address, 64), strict=False))

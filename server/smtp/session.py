@@ -24,6 +24,7 @@ from server.refusal import Refusal
 from server.smtp import commands, grammar, replies
 from server.smtp.body import Body
 from server.smtp.data import ChunkReader, DataReader
+from server.sockets import plain_address
 from storage.errors import Full
 from storage.records import Peer
 
@@ -116,7 +117,7 @@ class Session(SMTP):
         else:
             self._input = data
         self._at = 0
-        if self._task is None:
+        if self._task is None and not self._writing_paused:
             self._advance()
         elif len(self._input) > INPUT_OCTETS:
             self._pause_reading()
@@ -541,7 +542,4 @@ def _name_of(transport: asyncio.BaseTransport) -> tuple[str, int]:
     name = transport.get_extra_info("peername")
     if not isinstance(name, tuple):
         return "", 0
-    address = str(name[0]).partition("%")[0]
-    if address.startswith("::ffff:") and "." in address:
-        address = address[7:]
-    return address, int(name[1])
+    return plain_address(str(name[0])), int(name[1])

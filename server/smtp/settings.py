@@ -17,9 +17,9 @@ class SmtpSettings:
 
     spool_threshold_octets: content beyond it goes to a file. max_memory_octets: what
     all sessions together keep of unfinished content in memory; beyond it each goes to
-    a file early. max_idle_commands: NOOP, RSET, HELP, VRFY and the like that a session
+    a file early. max_idle_commands: NOOP, RSET, HELP, VRFY, empty BDAT and the like that a session
     may send between two transactions before each counts as an error.
-    max_refused_recipients: refusals of RCPT before the session is closed.
+    max_refused_recipients: refusals of MAIL and RCPT before the session is closed.
     """
 
     max_message_octets: int = 50 * MEBI

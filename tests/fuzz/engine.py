@@ -1,18 +1,21 @@
 """A small mutation engine: seeds, mutators and a dictionary; new behaviour earns a seed its place.
 
 A target is a function of octets that asserts its own invariant. The engine adds
-one of its own: no input may take longer than STALL_SECONDS of processor time.
+one of its own: no input of OCTETS_LIMIT may take longer than STALL_SECONDS of
+processor time, and one that never ends is stopped after ENDLESS_SECONDS.
 """
 
 import random
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-STALL_SECONDS = 2.0
+STALL_SECONDS = 1.0
+ENDLESS_SECONDS = 20.0
 POOL_LIMIT = 2000
-OCTETS_LIMIT = 16_384
+OCTETS_LIMIT = 65_536
 
 Target = Callable[[bytes], None]
 
@@ -30,6 +33,14 @@ class Engine:
     def run(self, *, seconds: float = 0.0, rounds: int = 0) -> int:
         """Feed the target for some seconds, or for a number of rounds; returns how many inputs it saw."""
         end = time.monotonic() + seconds
+        before = signal.signal(signal.SIGVTALRM, _stop)
+        try:
+            return self._run(end, rounds)
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            signal.signal(signal.SIGVTALRM, before)
+
+    def _run(self, end: float, rounds: int) -> int:
         done = 0
         for seed in list(self._pool):
             self._feed(seed)
@@ -45,6 +56,7 @@ class Engine:
         return done
 
     def _feed(self, data: bytes) -> None:
+        signal.setitimer(signal.ITIMER_VIRTUAL, ENDLESS_SECONDS)
         begin = time.thread_time()
         try:
             self._target(data)
@@ -61,6 +73,7 @@ class Engine:
                 self._lines.add((frame.f_code.co_filename, frame.f_lineno))
             return trace
 
+        signal.setitimer(signal.ITIMER_VIRTUAL, 10 * ENDLESS_SECONDS)
         sys.settrace(trace)
         try:
             self._target(data)
@@ -110,6 +123,10 @@ class Engine:
     def _break_lines(self, data: bytes) -> bytes:
         old, new = self._dice.sample([b"\r\n", b"\n", b"\r", b"\r\n ", b"\0"], 2)
         return data.replace(old, new, self._dice.randrange(1, 4))
+
+
+def _stop(_number: int, _frame: object) -> None:
+    raise AssertionError("an input without end")
 
 
 _MUTATORS = (

@@ -1,8 +1,13 @@
 """Invariants of what reads other people's authentication: DKIM fields and keys, DMARC records, results."""
 
+from typing import Any, cast
+
+from server import completion
 from server.mail import dsn_reader, header
 from server.mail.html import html_to_text
 from server.sender_auth import canonical, dkim_tags, dmarc, results
+
+NO_STORE = cast("Any", None)  # content in memory asks none
 
 
 def check_records(data: bytes) -> None:
@@ -15,11 +20,15 @@ def check_records(data: bytes) -> None:
 
 
 def check_header(data: bytes) -> None:
-    """Signatures and forged results are found without an error, and only what is in the header."""
-    head = data[: header.split(data)]
+    """Signatures are found without an error; forged results and Bcc go, and every other octet stays."""
+    octets = header.split(data)
+    head = data[:octets]
     dkim_tags.signatures(header.fields(head))
-    for raw in results.forged(head, "mail.example.com"):
-        assert raw in head
+    for select in (lambda one: results.forged(one, "mail.example.com"), completion.bcc_fields):
+        unwanted = select(head)
+        left = completion.rewrite(data, added=b"", unwanted=unwanted, header_octets=octets, store=NO_STORE)
+        assert len(left) == len(data) - sum(map(len, unwanted))
+        assert select(left[: len(head) - sum(map(len, unwanted))]) == []
 
 
 def check_canonical(data: bytes) -> None:

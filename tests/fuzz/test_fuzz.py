@@ -4,7 +4,15 @@ import os
 
 import pytest
 
-from tests.fuzz import targets_auth, targets_imap, targets_mail, targets_smtp
+from tests.fuzz import (
+    targets_auth,
+    targets_doors,
+    targets_imap,
+    targets_journal,
+    targets_mail,
+    targets_rules,
+    targets_smtp,
+)
 from tests.fuzz.engine import Engine, Target
 
 MESSAGE = (
@@ -148,6 +156,73 @@ AUTH_WORDS = [
     b"a=rsa-sha1",
 ]
 
+REPLY_WORDS = [
+    b"220 mx.peer.test\r\n",
+    b"250-PIPELINING\r\n",
+    b"250-SIZE 100\r\n",
+    b"250-DSN\r\n",
+    b"250 OK\r\n",
+    b"250 2.1.5 ok\r\n",
+    b"354 go on\r\n",
+    b"421 4.3.2 bye\r\n",
+    b"550-5.1.1 no\r\n",
+    b"550 5.1.1 no\r\n",
+    b"999 \r\n",
+    b"\n",
+    b"-",
+    b"\xff",
+]
+RULE_WORDS = [
+    b"[[rule]]\n",
+    b"[[[[[[[[",
+    b"{{{",
+    b'name = "a"\n',
+    b'stage = ["rcpt", "message"]\n',
+    b'when = "tls && recipient_count > 1"\n',
+    b"when = '''subject.contains(\"x\")'''\n",
+    b"header_names.exists(n, n == 'x')",
+    b"((((((((",
+    b"!!!!!!!!",
+    b"- - - -",
+    b"9223372036854775808",
+    b" || ",
+    b" ? ",
+    b" in ",
+    b'"""',
+    b"'''",
+    b"\\u0000",
+    b"\n",
+    b"=",
+    b".",
+    b"#",
+    b'action = "reject"\n',
+    b'header = "X-A: b"\n',
+    b"code = 451\n",
+]
+JSON_WORDS = [
+    b"null",
+    b"true",
+    b"1e999",
+    b"-1",
+    b"12345678901234567890",
+    b'"\\u0000"',
+    b'"\\ud800"',
+    b"[" * 300,
+    b'{"a":' * 300,
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b'"',
+    b",",
+    b":",
+    b"\n",
+    b'{"operation": "status", "arguments": {}}\n',
+    b'"to"',
+    b'"inbox_id"',
+    b'"quota_octets"',
+]
+
 TARGETS: dict[str, tuple[Target, list[bytes], list[bytes]]] = {
     "smtp-commands": (
         targets_smtp.check_grammar,
@@ -195,13 +270,86 @@ TARGETS: dict[str, tuple[Target, list[bytes], list[bytes]]] = {
         ],
         AUTH_WORDS,
     ),
-    "auth-header": (targets_auth.check_header, [SIGNED, MESSAGE], AUTH_WORDS),
+    "auth-header": (
+        targets_auth.check_header,
+        [SIGNED, MESSAGE, SIGNED.replace(b"Authentication", b"X-Authentication") + SIGNED],
+        [*AUTH_WORDS, b"Bcc: a@b\r\n", b"X-Bcc: a@b\r\n"],
+    ),
     "canonical": (
         targets_auth.check_canonical,
         [b"a  b \t\r\n\r\n\r\n", b"", b"\r\n", b" \r\n\t"],
         AUTH_WORDS,
     ),
     "reports": (targets_auth.check_reports, [REPORT, MESSAGE], MAIL_WORDS),
+    "rules": (
+        targets_rules.check_rules,
+        [
+            b'[[rule]]\nname = "a"\nstage = "message"\nwhen = "size_octets > 10 && !tls"\naction = "tag"\n'
+            b'keyword = "Big"\nheader = "X-Big: yes"\n',
+            b'[[rule]]\nname = "b"\nstage = ["rcpt", "mail"]\nwhen = \'sender_domain in ["a", "b"]\'\n'
+            b'action = "reject"\ncode = 550\ntext = "No"\non_error = "skip"\n',
+            b'[[rule]]\nname = "c"\nstage = "message"\nwhen = \'recipients.exists(r, r.startsWith("x"))\'\n'
+            b'action = "redirect"\ntarget = "a@b.example"\nenabled = true\n',
+        ],
+        RULE_WORDS,
+    ),
+    "journal": (targets_journal.check_segment, [targets_journal.SEGMENT], targets_journal.WORDS),
+    "journal-records": (
+        targets_journal.check_record,
+        [targets_journal.PAYLOAD],
+        targets_journal.PAYLOAD_WORDS,
+    ),
+    "smtp-sessions": (
+        targets_doors.check_session,
+        [
+            b"\x00\xffEHLO a.example\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\n"
+            b"Subject: x\r\n\r\n..y\r\n.\r\nQUIT\r\n",
+            b"\x00\x05HELO a\r\nMAIL FROM:<>\r\nRCPT TO:<postmaster>\r\nBDAT 5\r\nabc\r\nBDAT 3 LAST\r\nd\r\n"
+            b"RSET\r\nNOOP\r\nVRFY x\r\nHELP\r\n",
+            b"\x03\x40EHLO a.example\r\nAUTH PLAIN AGFubkBleGFtcGxlLm9yZwBwZW5jaWw=\r\n"
+            b"MAIL FROM:<ann@example.org>"
+            b" SIZE=10 RET=HDRS\r\nRCPT TO:<c@d.example> NOTIFY=NEVER\r\nDATA\r\n"
+            + b"x" * 600
+            + b"\r\n.\r\n",
+            b"\x03\x40EHLO a.example\r\nAUTH LOGIN\r\nYW5uQGV4YW1wbGUub3Jn\r\ncGVuY2ls\r\n"
+            b"STARTTLS\r\nGET / HTTP/1.1\r\n",
+        ],
+        [
+            *SMTP_WORDS,
+            b"DATA\r\n",
+            b"BDAT 4\r\n",
+            b"BDAT 0 LAST\r\n",
+            b"RSET\r\n",
+            b"RCPT TO:<c@d.example>\r\n",
+        ],
+    ),
+    "smtp-replies": (
+        targets_doors.check_replies,
+        [
+            b"\x04220 mx.peer.test\r\n250-mx\r\n250 PIPELINING\r\n250 ok\r\n250 ok\r\n550 no\r\n"
+            b"354 go\r\n250 ok\r\n",
+            b"\x27220 mx.peer.test\r\n502 no\r\n250 mx\r\n250 ok\r\n",
+        ],
+        REPLY_WORDS,
+    ),
+    "control": (
+        targets_doors.check_control,
+        [b'{"operation": "status", "arguments": {}}\n{"operation": 1}\n\n'],
+        JSON_WORDS,
+    ),
+    "http-bodies": (
+        targets_doors.check_body,
+        [
+            b'\x20{"to": ["a@b.example"], "subject": "x", "text": "y", "headers": {"X-A": "b"},'
+            b' "attachments": [{"filename": "a", "content": "YQ=="}]}',
+            b'\xff{"address": "a@b.example", "display_name": "A", "quota_octets": 5}',
+            b'\x10{"name": "k", "scopes": ["inbox:read"], "inbox_id": "inb_1",'
+            b' "expires_at": "2026-01-01T00:00:00Z"}',
+            b'\x10{"name": "b.example", "organization_id": "org_1"}',
+            b'\x10{"name": "b.example", "organization_id": "\\u0000"}',
+        ],
+        JSON_WORDS,
+    ),
 }
 
 

@@ -163,6 +163,16 @@ def test_an_app_password_is_shown_once_and_logs_in_until_revoked(world: World) -
     problem(world.ask("DELETE", f"{path}/{made['id']}", key), 404, "not_found")
 
 
+def test_an_inbox_takes_so_many_app_passwords_at_most(world: World, monkeypatch) -> None:
+    monkeypatch.setattr(accounts, "PASSWORDS_LIMIT", 2)
+    key = world.key(*ALL_SCOPES)
+    path = f"/v1/inboxes/{world.one.id}/credentials"
+    for name in ("first", "second"):
+        assert world.ask("POST", path, key, json={"name": name}).status_code == 201
+    found = problem(world.ask("POST", path, key, json={"name": "third"}), 409, "too_many_passwords")
+    assert found["limit"] == 2
+
+
 def test_an_app_password_is_revoked_through_its_own_inbox_alone(world: World) -> None:
     key = world.key(*ALL_SCOPES)
     path = f"/v1/inboxes/{world.one.id}/credentials"

@@ -7,8 +7,8 @@ import uvloop
 
 from server.refusal import Refusal
 from server.smtp.body import BLOCK_OCTETS
-from server.smtp.server import network_of
-from server.smtp.settings import SmtpSettings
+from server.smtp.settings import MEBI, SmtpSettings
+from server.sockets import network_of
 from storage.errors import Full
 from storage.records import Spooled
 from tests.smtp.fakes import Client, connected, running, until
@@ -338,6 +338,8 @@ def test_connections_in_all_are_limited():
     [
         ("192.0.2.1", "192.0.2.1"),
         ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
         ("", ""),
     ],
 )
@@ -422,5 +424,51 @@ def test_many_idle_connections_do_not_hold_up_a_good_one():
                 assert (await client.ask(".")).startswith("250")
             for _, writer in idle:
                 writer.close()
+
+    uvloop.run(scenario())
+
+
+def test_client_that_reads_nothing_cannot_fill_the_memory():
+    async def scenario():
+        async with running(SmtpSettings(max_idle_commands=10**9)) as rig, connected(rig.mx) as client:
+            session = next(iter(rig.server._sessions))
+            transport = client.writer.transport
+            transport.pause_reading()
+            sent = 0
+            while not session._writing_paused:
+                if transport.get_write_buffer_size() < 60_000:
+                    client.send(b"HELP\r\n" * 10_000)
+                await asyncio.sleep(0)
+            # What comes now stays with the client: the kernel holds a few MiB, the session almost none.
+            while sent < 64 * MEBI and transport.get_write_buffer_size() < 4 * MEBI:
+                client.send(b"HELP\r\n" * 100_000)
+                sent += 600_000
+                for _ in range(20):
+                    await asyncio.sleep(0)
+            assert len(session._input) < MEBI
+            assert sent < 64 * MEBI
+            transport.abort()
+
+    uvloop.run(scenario())
+
+
+def test_refused_senders_close():
+    async def scenario():
+        async with running(SmtpSettings(max_refused_recipients=3)) as rig, connected(rig.mx) as client:
+            rig.intake.refusals["sender"] = Refusal(550, "5.7.1", "Not from you")
+            answers = await client.ask_all(*["MAIL FROM:<a@b.example>"] * 3)
+            assert [answer[:9] for answer in answers] == ["550 5.7.1", "550 5.7.1", "421 4.7.0"]
+            assert await client.is_closed()
+
+    uvloop.run(scenario())
+
+
+def test_empty_chunks_close():
+    async def scenario():
+        async with running(SmtpSettings(max_idle_commands=4)) as rig, connected(rig.mx) as client:
+            await client.ask_all(*BEGIN[:2])
+            answers = await client.ask_all(*["BDAT 0"] * 4)
+            assert [answer[:9] for answer in answers] == ["250 2.0.0"] * 3 + ["421 4.7.0"]
+            assert await client.is_closed()
 
     uvloop.run(scenario())

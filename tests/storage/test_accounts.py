@@ -229,6 +229,15 @@ def test_app_passwords_work_until_revoked_by_their_organization(both: Database) 
         revoke(OURS)
 
 
+def test_an_inbox_has_so_many_app_passwords_at_most(both: Database) -> None:
+    mailbox = inbox(both)
+    made = [credential(both, mailbox) for _ in range(accounts.PASSWORDS_LIMIT)]
+    with pytest.raises(Conflict, match="app passwords"):
+        credential(both, mailbox)
+    both.write(lambda c: accounts.revoke_credential(c, organization_id=OURS, credential_id=made[0].id, at=AT))
+    credential(both, mailbox)
+
+
 def test_a_key_is_found_by_its_hash_with_its_scopes(both: Database) -> None:
     made = key(both, b"secret", expires_at=AT + 5)
     found = both.read(lambda c: accounts.find_api_key(c, key_hash=hashlib.sha256(b"secret").digest()))
