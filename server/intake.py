@@ -426,8 +426,10 @@ class Intake:
         now = self._clock.now()
         message_id = arrival.message_id or ids.new("msg")
         decision = judgement.decision
-        # What one organization keeps names nobody else's recipients.
-        envelope = replace(arrival.envelope, recipients=tuple(group.recipients))
+        envelope = arrival.envelope
+        if len(group.recipients) != len(envelope.recipients):
+            # What one organization keeps names nobody else's recipients.
+            envelope = replace(envelope, recipients=tuple(group.recipients))
         if decision.redirect is not None:
             await self._redirect(group, decision.redirect)
         signature = await self._sign(arrival, group, judgement.letter, now)

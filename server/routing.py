@@ -135,15 +135,15 @@ class Routing:
     async def resolve(self, address: str) -> Resolution:
         """Return where mail for a syntactically valid address goes."""
         # RFC 5321 4.5.1: 'RCPT TO:<postmaster>' comes without a domain.
-        key = normalise(address) if "@" in address else address.lower()
-        found = self._cache.get(key)
+        found = self._cache.get(address)
         if found is None:
+            key = normalise(address) if "@" in address else address.lower()
             generation = self._generation
             found = await self._threads.read(lambda connection: self._look_up(connection, key))
             if len(self._cache) >= CACHE_LIMIT:
                 self._cache.clear()
             if generation == self._generation:
-                self._cache[key] = found
+                self._cache[address] = found
         return found
 
     async def is_local(self, domain: str) -> bool:

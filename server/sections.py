@@ -137,7 +137,7 @@ class Store(Section):
         64 * MEBI, "Size at which the journal begins a new segment.", at_least=MEBI, at_most=1024 * MEBI
     )
     spool_threshold_octets: int = setting(
-        MEBI // 4,
+        2 * MEBI,
         "A message larger than this goes to a spool file of its own instead of into the journal.",
         at_least=4096,
         at_most=16 * MEBI,

@@ -7,7 +7,6 @@ again until it does, what one record alone causes is put aside with an event,
 and nothing is dropped. Renders nothing itself: that is given to it.
 """
 
-import hashlib
 import logging
 import threading
 import time
@@ -28,7 +27,7 @@ from storage.locations import Locations
 from storage.placing import Location, Placing, Present, Work
 from storage.records import Accepted, Event, Placed, Spooled
 from storage.rows import Batch, Stale, Statements, advance_only
-from storage.worker import LEAST_RECORDS, Render, Worker, render_safely
+from storage.worker import LEAST_RECORDS, Render, Worker, content_digest, render_safely
 
 __all__ = ["Applier", "Render"]
 
@@ -236,7 +235,7 @@ class Applier:
             applied=item.applied,
             octets=item.octets,
             rendered=rendered,
-            digest=hashlib.sha256(content).digest(),
+            digest=content_digest(record.content, content),
             content_octets=octets,
             unrendered=unrendered,
         )

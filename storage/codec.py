@@ -44,6 +44,8 @@ RECORD_OCTETS = 256 << 20
 
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 _NO_VERDICTS = "[]"
+_PEERS_LIMIT = 512
+_peers: dict[int, tuple[Peer, str]] = {}
 
 
 def _names(notify: frozenset[str] | None) -> list[str] | None:
@@ -71,6 +73,18 @@ def envelope_text(envelope: Envelope) -> str:
 
 def peer_text(peer: Peer) -> str:
     """Return the JSON that messages.peer holds."""
+    # A session brings its messages with one and the same object.
+    known = _peers.get(id(peer))
+    if known is not None and known[0] is peer:
+        return known[1]
+    text = _peer_text(peer)
+    if len(_peers) >= _PEERS_LIMIT:
+        _peers.clear()
+    _peers[id(peer)] = peer, text
+    return text
+
+
+def _peer_text(peer: Peer) -> str:
     return _encode(
         {
             "address": peer.address,
@@ -87,6 +101,12 @@ def peer_text(peer: Peer) -> str:
 
 def decision_text(decision: Decision) -> str:
     """Return the JSON that messages.decision holds."""
+    if decision is PLAIN or decision == PLAIN:
+        return _PLAIN_TEXT
+    return _decision_text(decision)
+
+
+def _decision_text(decision: Decision) -> str:
     return _encode(
         {
             "action": decision.action.value,
@@ -126,6 +146,10 @@ def verdicts_text(verdicts: tuple[Verdict, ...]) -> str:
             for verdict in verdicts
         ]
     )
+
+
+PLAIN = Decision()
+_PLAIN_TEXT = _decision_text(PLAIN)
 
 
 def data_text(event: Event) -> str:
@@ -315,9 +339,9 @@ def decode(head: Header, payload: bytes) -> Accepted:
         raise ValueError(f"journal record {head.sequence} cannot be read: {error}") from error
 
 
-def decode_files(head: Header, payload: bytes) -> Accepted:
+def decode_files(head: Header, payload: bytes | memoryview) -> Accepted:
     """Return what the files of a record are made from; envelope, decision and the like are left blank."""
-    *_, rest = json.loads(payload[: head.metadata_octets])
+    *_, rest = json.loads(bytes(payload[: head.metadata_octets]))
     return _read_rest(payload, head.metadata_octets, rest, _BLANK)
 
 
@@ -345,13 +369,13 @@ class _About:
 _BLANK = _About(Peer(""), Envelope(None, ()), Decision(), ())
 
 
-def _read_rest(payload: bytes, metadata_octets: int, rest: list[Any], about: _About) -> Accepted:
+def _read_rest(payload: bytes | memoryview, metadata_octets: int, rest: list[Any], about: _About) -> Accepted:
     message_id, organization_id, accepted_at, source, key, trace_octets, content, local, remote, events = rest
     at = metadata_octets + trace_octets
-    trace = payload[metadata_octets:at]
+    trace = bytes(payload[metadata_octets:at])
     targets = []
     for mailbox_id, recipient, folder, octets, flags, keywords, internal_date in local:
-        prefix = payload[at : at + octets]
+        prefix = bytes(payload[at : at + octets])
         at += octets
         target = LocalTarget(mailbox_id, recipient, folder, prefix, flags, tuple(keywords), internal_date)
         targets.append(target)
@@ -370,7 +394,7 @@ def _read_rest(payload: bytes, metadata_octets: int, rest: list[Any], about: _Ab
         trace=trace,
         local=tuple(targets),
         remote=tuple(_read_remote(fields) for fields in remote),
-        content=payload[at:] if inline else Spooled(*content),
+        content=bytes(payload[at:]) if inline else Spooled(*content),
         events=() if about is _BLANK else tuple(_read_event(fields) for fields in events),
         idempotency_key=key,
     )

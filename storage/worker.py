@@ -190,10 +190,12 @@ class Segments:
         if head is None:
             raise ValueError(f"no record at {offset} of {path}")
         start = offset + codec.HEADER_OCTETS
-        payload = octets[start : start + head.payload_octets]
-        if len(payload) < head.payload_octets:
-            payload = self._map(path, is_grown=True)[start : start + head.payload_octets]
-        return codec.decode_files(head, payload)
+        end = start + head.payload_octets
+        if len(octets) < end:
+            octets = self._map(path, is_grown=True)
+        # A view: the content is copied once, and not with all that stands before it.
+        with memoryview(octets) as view, view[start:end] as payload:
+            return codec.decode_files(head, payload)
 
     def _map(self, path: str, *, is_grown: bool = False) -> mmap.mmap:
         if self._octets is None or path != self._path or is_grown:
@@ -203,6 +205,11 @@ class Segments:
                 self._octets = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             self._path = path
         return self._octets
+
+
+def content_digest(kept: bytes | Spooled, octets: bytes) -> bytes:
+    """Return the SHA-256 of a content, which is known already where it was spooled."""
+    return bytes.fromhex(kept.sha256) if isinstance(kept, Spooled) else hashlib.sha256(octets).digest()
 
 
 def render_safely(render: Render, content: bytes) -> tuple[Rendered, str | None]:
@@ -235,7 +242,7 @@ def work_on(
             applied=None,
             octets=0,
             rendered=rendered,
-            digest=hashlib.sha256(content).digest(),
+            digest=content_digest(record.content, content),
             content_octets=len(content),
             locations=[None if found is None else Location(*found) for found in locations],
         )
