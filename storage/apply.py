@@ -35,8 +35,8 @@ BATCH_RECORDS = 256
 BATCH_OCTETS = 16 << 20
 # Under load a batch begins this long after the one before, or when so many wait, or when somebody
 # waits for the outcome (APPEND owes a UID).
-GATHER_SECONDS = 0.008
-GATHER_RECORDS = 64
+GATHER_SECONDS = 0.03
+GATHER_RECORDS = 48
 BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_LAST_SECONDS = 10.0
 REPLAY_ATTEMPTS = 4

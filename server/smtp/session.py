@@ -108,7 +108,12 @@ class Session(SMTP):
             self.reply(replies.TOO_MANY_CONNECTIONS)
             self.close()
             return
-        self._start(self._shake_hands() if self.door.implicit_tls else commands.greet(self))
+        if self.door.implicit_tls:
+            self._start(self._shake_hands())
+            return
+        step = self._run(commands.greet(self)) or self._next_step()
+        if step is not None:
+            self._start(step)
 
     def data_received(self, data: bytes) -> None:
         """Take octets; deal with what is complete unless a step is under way."""
@@ -545,7 +550,8 @@ class Session(SMTP):
 def _resume(begun: Coroutine[Any, Any, T], waits_for: object) -> Generator[object, Any, T]:
     """Await a coroutine that was run up to its first wait already."""
     yield waits_for
-    return (yield from begun)
+    result: T = yield from begun
+    return result
 
 
 def _name_of(transport: asyncio.BaseTransport) -> tuple[str, int]:
