@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from server.mail import header, structure
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 HEADER_LIMIT_OCTETS = 1 << 20
 NAMES_LIMIT = 1000
+KNOWN_OCTETS = 256  # of a From field that is remembered
 NO_ENVELOPE = Envelope(None, ())  # before MAIL
 
 
@@ -43,10 +45,7 @@ class Letter:
         # By hand: in Python 3.11 cached_property takes a lock each time it computes.
         if self._authors is None:
             values = self._header.all(b"from")
-            named = tuple(
-                _address(entry) for value in values for entry in parse_address_list(value) if entry.is_mailbox
-            )
-            self._authors = len(values), named
+            self._authors = len(values), tuple(chain.from_iterable(map(_authors, values)))
         return self._authors
 
     @property
@@ -103,6 +102,18 @@ def read(content: bytes | Spooled, store: Store) -> Letter:
     with open(path, "rb") as file:
         beginning = file.read(HEADER_LIMIT_OCTETS)
     return Letter(beginning, content.octets, path.read_bytes)
+
+
+def _authors(value: bytes) -> tuple[str | None, ...]:
+    """Return the mailboxes of a From field's value, None for what is no address; few senders write often."""
+    return _known_authors(value) if len(value) <= KNOWN_OCTETS else _read_addresses(value)
+
+
+def _read_addresses(value: bytes) -> tuple[str | None, ...]:
+    return tuple(_address(entry) for entry in parse_address_list(value) if entry.is_mailbox)
+
+
+_known_authors = lru_cache(maxsize=1024)(_read_addresses)
 
 
 def _address(entry: HeaderAddress) -> str | None:

@@ -613,7 +613,8 @@ def _accepted_event(
     if group.dropped:
         data["dropped"] = [recipient.address for recipient in group.dropped]
     return Event(
-        id=ids.new("evt"),
+        # One a message: its own id serves again, where another would have to be made.
+        id=ids.of("evt", message_id),
         kind="message.accepted",
         at=now,
         organization_id=group.organization_id,

@@ -307,7 +307,7 @@ class Batch:
         for work, wanted in zip(works, references, strict=True):
             organization_id = work.encoded.record.organization_id
             found = (known.get((organization_id, reference)) for reference in wanted)
-            thread = next(filter(None, found), None) or ids.new("thr")
+            thread = next(filter(None, found), None) or ids.of("thr", work.encoded.record.message_id)
             own = header_id(work.rendered.message_id)
             if own:
                 known.setdefault((organization_id, own), thread)
