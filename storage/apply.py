@@ -26,6 +26,7 @@ from storage.journal import Applied, Complete, Journaled
 from storage.locations import Locations
 from storage.placing import Location, Placing, Present, Work
 from storage.records import Accepted, Event, Placed, Spooled
+from storage.rendition import prepare
 from storage.rows import Batch, Stale, Statements, advance_only
 from storage.worker import LEAST_RECORDS, Render, Worker, content_digest, render_safely
 
@@ -234,7 +235,7 @@ class Applier:
             encoded=item.encoded,
             applied=item.applied,
             octets=item.octets,
-            rendered=rendered,
+            prepared=prepare(rendered),
             digest=content_digest(record.content, content),
             content_octets=octets,
             unrendered=unrendered,
