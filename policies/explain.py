@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from policies.engine import Judging, Unjudged
+from policies.engine import NOWHERE, Judging, Known, Surroundings, Unjudged
 from policies.rules import RuleSet, Ruling, Step
 
 
@@ -19,6 +19,10 @@ def explain(ruling: Ruling) -> list[str]:
     lines += [f"  keyword {tag}" for tag in ruling.tags]
     lines += [f"  field {name}: {value}" for name, value in ruling.headers]
     lines += [f"  redirect to {ruling.redirect}"] * (ruling.redirect is not None)
+    lines += [f"  copy to {target}" for target in ruling.copies]
+    lines += [f"  forward to {target}" for target in ruling.forwards]
+    lines += [f"  priority {ruling.priority}"] * (ruling.priority is not None)
+    lines += [f"  pause of the {ruling.pause}"] * bool(ruling.pause)
     return lines + [f"  {line}" for line in explain_trace(ruling.trace)]
 
 
@@ -33,15 +37,18 @@ def explain_trace(trace: Sequence[Step]) -> list[str]:
     ]
 
 
-def ask_all(rules: RuleSet, stage: str, facts: Mapping[str, object]) -> tuple[Step, ...]:
+def ask_all(
+    rules: RuleSet, stage: str, facts: Mapping[str, object], surroundings: Surroundings = NOWHERE
+) -> tuple[Step, ...]:
     """Return a step for every rule of a stage, disabled ones too, each judged by itself."""
     steps = []
+    known = Known(rules, facts, surroundings)
     for rule in rules.rules:
         if stage not in rule.stages:
             continue
         matched, effect = False, ""
         try:
-            matched = Judging(stage, facts).holds(rule)
+            matched = Judging(stage, known, surroundings).holds(rule)
         except Unjudged as error:
             effect = f"error: {error}"
         if not rule.enabled:
