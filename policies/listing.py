@@ -20,8 +20,8 @@ LIST_KEYS: Mapping[str, tuple[type, str]] = {
     "kind": (
         str,
         "What it holds: `domains` (`example.net`, `*.example.net` for all below it; of an address, "
-        "its domain counts), `networks` (`192.0.2.0/24`), `addresses` (`user@example.net`, `@example.net`) or "
-        "`texts`. Required.",
+        "its domain counts), `networks` (`192.0.2.0/24`), `addresses` (`user@example.net`, "
+        "`@example.net`) or `texts`. Required.",
     ),
     "values": (list, "The entries themselves."),
     "file": (str, "A file with one entry a line, relative to the rule's own; read anew when it changes."),
