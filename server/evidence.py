@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from server.mail import header, structure
+from server.mail import fingerprint, header, structure
 from server.mail.address import AddressSyntax, Mailbox, domain_of, parse_mailbox
 from server.mail.address_list import HeaderAddress, parse_address_list
 from storage.records import Envelope, Peer, Source, Spooled, Verdict
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 HEADER_LIMIT_OCTETS = 1 << 20
 NAMES_LIMIT = 1000
+OPENING_OCTETS = fingerprint.MAX_OCTETS
 NO_ENVELOPE = Envelope(None, ())  # before MAIL
 
 
@@ -36,6 +37,7 @@ class Letter:
         self.octets = octets
         self.header_octets = header.split(beginning)
         self._header = header.Header(beginning[: self.header_octets])
+        self._opening = beginning if len(beginning) <= OPENING_OCTETS else beginning[:OPENING_OCTETS]
         self._body = body
         self._authors: tuple[int, tuple[str | None, ...]] | None = None
 
@@ -90,6 +92,11 @@ class Letter:
         return tuple(name.decode("ascii", "replace") for name in list(found)[:NAMES_LIMIT])
 
     @cached_property
+    def bands(self) -> tuple[str, ...]:
+        """The fingerprint of the text, from the message's first octets."""
+        return fingerprint.of_message(self._opening)
+
+    @cached_property
     def attachments(self) -> int:
         """How many parts are attachments; opens the whole message."""
         return sum(part.is_attachment for part in structure.scan(self._body()).walk())
@@ -136,15 +143,21 @@ class Case:
 
 
 class Facts(dict[str, object]):
-    """Facts by name, found when a rule first asks for them."""
+    """Facts by name, found when a rule first asks for them.
+
+    written: digests of whom a sent message goes to, where a rule asked who of them is new.
+    """
 
     def __init__(self, case: Case) -> None:
         super().__init__()
         self.case = case
+        self.written: set[bytes] = set()
 
     def __missing__(self, name: str) -> object:
         found = SOURCES.get(name)
         if found is None:
+            if name not in VERIFIED:
+                raise KeyError(name)  # what only a look ahead can tell, and did not
             verdicts = of_verdicts(self.case.verdicts)
             self.update(verdicts)
             return verdicts[name]
@@ -238,3 +251,6 @@ def _domain(address: str) -> str:
         return domain_of(address)
     except AddressSyntax:
         return ""
+
+
+VERIFIED = frozenset(of_verdicts(()))

@@ -36,6 +36,7 @@ SCOPES = frozenset(
         "domain:admin",
         "event:read",
         "suppression:write",
+        "bulk",
         "org:admin",
         "operator",
     }

@@ -233,7 +233,7 @@ def config_check(config: ConfigOption = None, as_json: JsonOption = False) -> No
 
     settings = load(config)
     try:
-        rules = Rulebook(settings.policy.directory).rules
+        rules = Rulebook(settings.policy.directory, settings.limits.figures).rules
     except PolicyError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
