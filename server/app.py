@@ -88,7 +88,9 @@ class Appliance:
     async def start(self) -> None:
         """Build and start every part in order; raises StartFailed."""
         try:
-            self._rulebook = Rulebook(self.settings.policy.directory, self.settings.limits.figures, self.clock)
+            self._rulebook = Rulebook(
+                self.settings.policy.directory, self.settings.limits.figures, self.clock
+            )
             self._tls = self._load_certificate()
             self._build(await asyncio.to_thread(open_store, self.settings))
             await self.tree.begin()

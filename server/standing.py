@@ -177,9 +177,7 @@ class Standing:
             await self._count_new(facts, identity)
         if "similar_bodies_last_hour" in wanted:
             pairs = [(sending.SIMILAR, f"{identity.organization_id} {band}") for band in _bands(facts)]
-            facts["similar_bodies_last_hour"] = max(
-                (total(*pair, seconds=HOUR) for pair in pairs), default=0
-            )
+            facts["similar_bodies_last_hour"] = max((total(*pair, seconds=HOUR) for pair in pairs), default=0)
         if "paused" in wanted:
             facts["paused"] = await self._is_paused(identity)
         if "domain_age_days" in wanted:
