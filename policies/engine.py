@@ -67,14 +67,14 @@ class Known(dict[str, Any]):
 
     def __init__(self, rules: RuleSet, facts: Mapping[str, object], surroundings: Surroundings) -> None:
         super().__init__()
-        self._rules = rules
+        self.rules = rules
         self._facts = facts
         self._surroundings = surroundings
 
     def __missing__(self, name: str) -> Any:
         fact = FACTS.get(name)
         if fact is None:
-            value: object = self._derived(self._rules.derived[name])
+            value: object = self._derived(self.rules.derived[name])
         else:
             try:
                 value = self._facts[name]  # and not get(), which a mapping that computes would not see
@@ -86,7 +86,7 @@ class Known(dict[str, Any]):
         return value
 
     def _derived(self, derived: Derived) -> bool:
-        if derived.name in self._rules.asked_ahead:
+        if derived.name in self.rules.asked_ahead:
             try:
                 return self._facts[derived.key] is True
             except KeyError:
@@ -146,7 +146,7 @@ def _may_hold(rule: Rule, known: Known, ahead: frozenset[str]) -> bool:
         if test.fact in ahead:
             continue
         try:
-            if not _passes(test, known):
+            if not passes(test, known):
                 return False
         except Unjudged:
             continue
@@ -202,7 +202,7 @@ class Judging:
         missing: Unjudged | None = None
         for test in rule.tests:
             try:
-                if not _passes(test, self._facts):
+                if not passes(test, self._facts):
                     return False
             except Unjudged as error:
                 missing = error  # what another test rules out needs no answer
@@ -273,7 +273,7 @@ class Judging:
                 self._priority = rule.priority
                 return f"priority {rule.priority}"
             case _:
-                return action.value
+                return str(action.value)
         return f"{action.value} to {rule.target}"
 
     def _refuse(self, rule: Rule) -> str:
@@ -308,7 +308,8 @@ class Judging:
 _WEIGHTS = {Action.ACCEPT: 0, Action.QUARANTINE: 1, Action.HOLD: 2, Action.DISCARD: 3}
 
 
-def _passes(test: PlainTest, facts: Known) -> bool:
+def passes(test: PlainTest, facts: Known) -> bool:
+    """Return whether a plain test holds; raises Unjudged."""
     value: Any = facts[test.fact]
     if test.kind is TestKind.ANY_OF:
         return value in test.values

@@ -7,10 +7,11 @@ line, where a rule's author wants to know what it would do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 
-from policies.engine import NOWHERE, Judging, Known, Surroundings, Unjudged
-from policies.rules import RuleSet, Ruling, Step
+from policies.engine import NOWHERE, Judging, Known, Surroundings, Unjudged, passes
+from policies.rules import Rule, RuleSet, Ruling, Step
 
 
 def explain(ruling: Ruling) -> list[str]:
@@ -57,6 +58,31 @@ def ask_all(
             effect = rule.action.value
         steps.append(Step(rule.name, stage, matched and rule.enabled, effect, rule.place))
     return tuple(steps)
+
+
+def why(rule: Rule, known: Known) -> dict[str, object]:
+    """Return whether a rule's condition holds over facts, and why."""
+    matched = False
+    try:
+        matched = Judging("", known).holds(rule)
+        cause = "" if matched else next(_failing(rule, known), "the rest of the condition does not hold")
+    except Unjudged as error:
+        cause = f"error: {error}"
+    if not rule.enabled:
+        cause = "disabled" + (": it would match" if matched else "")
+    return {"matched": matched and rule.enabled, "why": cause, "effect": rule.action.value}
+
+
+def _failing(rule: Rule, known: Known) -> Iterator[str]:
+    """Yield in words each plain test of a rule that fails."""
+    for test in rule.tests:
+        if not passes(test, known):
+            derived = known.rules.derived.get(test.fact)
+            if derived is None:
+                yield f"{test.fact} is {json.dumps(known[test.fact], ensure_ascii=False)}"
+            else:
+                words = f'{derived.fact}.{derived.function.value}("{derived.argument}")'
+                yield f"{words} is {json.dumps(known[test.fact])}"
 
 
 def _outcome(ruling: Ruling) -> str:

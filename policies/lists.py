@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from policies.rules import ListKind
+from policies.rules import ListKind, ListSource, Rule, RuleSet
 
 MAX_ENTRIES = 1_000_000
 MAX_ENTRY_CHARACTERS = 320
@@ -100,6 +100,33 @@ def read(kind: ListKind, entries: Iterable[str]) -> tuple[Entries, list[tuple[in
         except ValueError as error:
             faults.append((number, str(error)))
     return found, faults
+
+
+class Listed:
+    """Lists as surroundings of a judging: by their names, without limits."""
+
+    def __init__(self, entries: Mapping[str, Entries]) -> None:
+        self._entries = entries
+
+    def is_listed(self, name: str, value: str) -> bool:
+        """Return whether a value is in a list; LookupError where it has no entries to hand."""
+        found = self._entries.get(name)
+        if found is None:
+            raise LookupError(f"the list {name} is not to hand")
+        return found.has(value)
+
+    def spend(self, rule: Rule, value: str) -> bool:
+        """Nothing is counted."""
+        return True
+
+
+def declared(rules: RuleSet) -> dict[str, Entries]:
+    """Return the entries of those lists of a rule set that stand in the rule files themselves."""
+    return {
+        one.name: read(one.kind, one.values)[0]
+        for one in rules.lists.values()
+        if one.source is ListSource.VALUES
+    }
 
 
 def question(kind: ListKind, zone: str, value: str) -> str | None:

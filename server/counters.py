@@ -51,9 +51,9 @@ class Counters:
                 found = await self._threads.read(partial(sending.counts, keys=wanted))
                 for key, buckets in found.items():
                     self._remember(key, buckets)
-                for (kind, key, start), count in self._pending.items():
-                    if (kind, key) in found:
-                        buckets = found[kind, key]
+                for (kind, name, start), count in self._pending.items():
+                    if (kind, name) in found:
+                        buckets = found[kind, name]
                         buckets[start] = buckets.get(start, 0) + count
 
     def _has(self, key: Key) -> bool:

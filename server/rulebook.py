@@ -42,7 +42,7 @@ class Rulebook:
         self._clock = clock or SystemClock()
         self._database: Mapping[str, Sequence[str]] = {}
         self._is_outdated = True
-        self._spent: dict[tuple[str, str], _Spent] = {}
+        self._spent: dict[tuple[str, str], Spent] = {}
         self._rules, self._lists, self._stamps = self._read()
 
     def _read(self) -> tuple[RuleSet, dict[str, Entries], dict[Path, Stamp]]:
@@ -109,6 +109,26 @@ class Rulebook:
                 self._lists[name] = lists.read(declared.kind, entries.get(name, ()))[0]
 
     @property
+    def entries(self) -> Mapping[str, Entries]:
+        """The lists as they stand now, but for those of the DNS."""
+        return self._lists
+
+    def bundle(self) -> dict[str, object]:
+        """Return the rules as texts with the entries of their lists of files, and the figures, JSON-able.
+
+        Lists of the database are left to whoever has it.
+        """
+        files = sorted(self._directory.glob("*.toml"))
+        listed: dict[str, Sequence[str]] = {}
+        for name, declared in self._rules.lists.items():
+            if declared.source is ListSource.FILE:
+                listed[name] = _list_text(_path_of(declared)).split("\n")
+            elif declared.source is ListSource.VALUES:
+                listed[name] = declared.values
+        rules = [[str(path), _text(path)] for path in files]
+        return {"rules": rules, "lists": listed, "limits": dict(self._limits)}
+
+    @property
     def rules(self) -> RuleSet:
         """The rules in force now."""
         return self._rules
@@ -149,7 +169,7 @@ class Rulebook:
         if spent is None:
             if len(self._spent) >= SPENT_LIMIT:
                 self._make_room(now)
-            spent = self._spent[key] = _Spent(now)
+            spent = self._spent[key] = Spent(now)
         return spent.take(now, rule.limit, rule.period_seconds)
 
     def _make_room(self, now: float) -> None:
@@ -159,7 +179,7 @@ class Rulebook:
             del self._spent[key]
 
 
-class _Spent:
+class Spent:
     """A sliding count: this period's, and of the one before the share that the window still holds."""
 
     __slots__ = ("before", "begun", "count", "lasts")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -332,7 +332,7 @@ class Policy(Section):
     )
 
 
-def _limit(name: str) -> int:
+def _limit(name: str) -> Any:
     limit = LIMITS[name]
     used = f" Rules call it {LIMIT_PREFIX}{name}."
     return setting(limit.default, limit.meaning + used, unit=limit.unit, at_least=0, at_most=1_000_000_000)

@@ -105,8 +105,8 @@ def prune(connection: Connection, *, at: int) -> None:
         for row in rows:
             run(connection, "DELETE FROM rate_counters WHERE kind = ? AND key = ? AND start = ?", tuple(row))
     query = select(written.c.organization_id, written.c.digest).where(written.c.at < at - WRITTEN_KEPT)
-    for row in connection.execute(query.order_by(written.c.at).limit(PRUNE_ROWS)).all():
-        run(connection, "DELETE FROM written_to WHERE organization_id = ? AND digest = ?", tuple(row))
+    for owner, digest in connection.execute(query.order_by(written.c.at).limit(PRUNE_ROWS)).all():
+        run(connection, "DELETE FROM written_to WHERE organization_id = ? AND digest = ?", (owner, digest))
 
 
 def has_outcomes(connection: Connection) -> bool:

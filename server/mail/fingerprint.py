@@ -30,8 +30,7 @@ def bands(text: str) -> tuple[str, ...]:
     for first, second, third in zip(encoded, encoded[1:], encoded[2:], strict=False):
         number = zlib.crc32(b"%b %b %b" % (first, second, third))
         place = number % (BANDS * ROWS)
-        if number < least[place]:
-            least[place] = number
+        least[place] = min(least[place], number)
     return tuple(
         f"{band}-" + "".join(f"{number:08x}" for number in least[band * ROWS : (band + 1) * ROWS])
         for band in range(BANDS)
