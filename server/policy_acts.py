@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from policies import lists
 from policies.compile import compile_rules
@@ -23,9 +23,23 @@ from storage.records import Event
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from server.operations import Context
+    from server.clock import Clock
+    from storage.store import Store
 
 CONTEXT_LIMIT = 1000
+
+
+class Context(Protocol):
+    """What an operation works on. actor: who asks, for the audit log."""
+
+    @property
+    def store(self) -> Store: ...  # noqa: D102 - as in operations
+
+    @property
+    def clock(self) -> Clock: ...  # noqa: D102
+
+    @property
+    def actor(self) -> str: ...  # noqa: D102
 
 
 def make_book(bundle: Mapping[str, Any]) -> Book:

@@ -103,13 +103,12 @@ def explained(
     for stage, facts in situations(case, inboxes):
         facts.update(EMPTY)
         facts.update({name: given[name] for name in given})
-        said = [
-            {"rule": rule.name, "place": rule.place, **why(rule, Known(book.rules, facts, book))}
-            for rule in book.rules.rules
-            if stage in rule.stages
-        ]
+        known = Known(book.rules, facts, book)
+        rules = [rule for rule in book.rules.rules if stage in rule.stages]
+        said = [{"rule": rule.name, "place": rule.place, **why(rule, known)} for rule in rules]
         decision = book.decide(stage, facts)
-        used = sorted({name for rule in book.rules.rules if stage in rule.stages for name in rule.facts})
+        _mark_unasked(said, decision)
+        used = sorted({name for rule in rules for name in rule.facts})
         yield {
             "stage": stage,
             "about": facts.case.recipient,
@@ -119,6 +118,15 @@ def explained(
         }
         if decision.action in REFUSALS:
             return
+
+
+def _mark_unasked(said: list[dict[str, Any]], decision: Decision) -> None:
+    """Say of rules that would match behind the one that ended the stage that they are not asked."""
+    asked = {step.rule for step in decision.trace}
+    last = next((step.rule for step in reversed(decision.trace)), "")
+    for rule in said:
+        if rule["matched"] and rule["rule"] not in asked:
+            rule |= {"matched": False, "why": f"not asked, {last} ended the stage: it would match"}
 
 
 def told(decision: Decision) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import difflib
 import re
 import sys
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -249,7 +250,9 @@ def _given(pairs: list[str]) -> dict[str, object]:
         name, equals, text = pair.partition("=")
         fact = FACTS.get(name)
         if fact is None or not equals:
-            raise typer.BadParameter(f"{pair}: write NAME=VALUE with a fact's name", param_hint="--fact")
+            near = difflib.get_close_matches(name, list(FACTS), n=1)
+            hint = f": did you mean {near[0]}?" if fact is None and near else ""
+            raise typer.BadParameter(f"{pair}: write NAME=VALUE with a fact{hint}", param_hint="--fact")
         given[name] = _value(fact, text)
     return given
 
