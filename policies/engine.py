@@ -9,6 +9,7 @@ context that holds only the facts asked for.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from policies import library
@@ -65,8 +66,9 @@ NOWHERE = Nowhere()
 class Known(dict[str, Any]):
     """Facts and derived bools by name, each checked or computed when it is first asked for."""
 
+    __slots__ = ("_facts", "_surroundings", "rules")
+
     def __init__(self, rules: RuleSet, facts: Mapping[str, object], surroundings: Surroundings) -> None:
-        super().__init__()
         self.rules = rules
         self._facts = facts
         self._surroundings = surroundings
@@ -165,8 +167,26 @@ def _candidates(index: StageIndex, facts: Known) -> list[int]:
     return positions
 
 
+@dataclass(slots=True)
+class _Effects:
+    """What the rules that matched have said; made with the first of them."""
+
+    final: tuple[Action, int, str, str] | None = None
+    pause: str = ""
+    weight: Action = Action.ACCEPT
+    tags: dict[str, None] = field(default_factory=dict)
+    headers: dict[tuple[str, str], None] = field(default_factory=dict)
+    redirect: str | None = None
+    copies: dict[str, None] = field(default_factory=dict)
+    forwards: dict[str, None] = field(default_factory=dict)
+    priority: int | None = None
+    trace: list[Step] = field(default_factory=list)
+
+
 class Judging:
     """The state of one judging: what the rules asked so far have said."""
+
+    __slots__ = ("_context", "_effects", "_facts", "_known", "_stage", "_surroundings")
 
     def __init__(self, stage: str, facts: Known, surroundings: Surroundings = NOWHERE) -> None:
         self._stage = stage
@@ -174,16 +194,7 @@ class Judging:
         self._surroundings = surroundings
         self._context: Any = None
         self._known: set[str] = set()
-        self._final: tuple[Action, int, str, str] | None = None
-        self._pause = ""
-        self._weight = Action.ACCEPT
-        self._tags: dict[str, None] = {}
-        self._headers: dict[tuple[str, str], None] = {}
-        self._redirect: str | None = None
-        self._copies: dict[str, None] = {}
-        self._forwards: dict[str, None] = {}
-        self._priority: int | None = None
-        self._trace: list[Step] = []
+        self._effects: _Effects | None = None
 
     def ask(self, rule: Rule) -> bool:
         """Judge one rule; return whether it ends the stage."""
@@ -194,8 +205,14 @@ class Judging:
             return self._failed(rule, str(error))
         if not matched:
             return False
-        self._trace.append(Step(rule.name, self._stage, True, effect, rule.place))
-        return rule.stop or self._final is not None
+        effects = self._so_far()
+        effects.trace.append(Step(rule.name, self._stage, True, effect, rule.place))
+        return rule.stop or effects.final is not None
+
+    def _so_far(self) -> _Effects:
+        if self._effects is None:
+            self._effects = _Effects()
+        return self._effects
 
     def holds(self, rule: Rule) -> bool:
         """Return whether a rule's condition holds; raises Unjudged."""
@@ -228,78 +245,83 @@ class Judging:
         return self._context
 
     def _failed(self, rule: Rule, cause: str) -> bool:
+        effects = self._so_far()
         deferring = rule.on_error is OnError.DEFER
         effect = f"error: {cause}: {'deferred' if deferring else 'skipped'}"
-        self._trace.append(Step(rule.name, self._stage, False, effect, rule.place))
+        effects.trace.append(Step(rule.name, self._stage, False, effect, rule.place))
         if deferring:
-            self._final = (Action.DEFER, *ERROR_REPLY)
+            effects.final = (Action.DEFER, *ERROR_REPLY)
         return deferring
 
     def _apply(self, rule: Rule) -> str:
-        effects = [self._act(rule)]
+        effects = self._so_far()
+        told = [self._act(rule, effects)]
         if rule.keyword:
-            self._tags[rule.keyword] = None
-            effects.append(f"keyword {rule.keyword}")
+            effects.tags[rule.keyword] = None
+            told.append(f"keyword {rule.keyword}")
         if rule.header is not None:
-            self._headers[rule.header] = None
-            effects.append(f"field {rule.header[0]}")
-        return ", ".join(effects)
+            effects.headers[rule.header] = None
+            told.append(f"field {rule.header[0]}")
+        return ", ".join(told)
 
-    def _act(self, rule: Rule) -> str:
+    def _act(self, rule: Rule, effects: _Effects) -> str:
         action = rule.action
         if action in _WEIGHTS:
             heavier = Action.HOLD if rule.to == "held" else action
-            self._weight = max(self._weight, heavier, key=_WEIGHTS.__getitem__)
+            effects.weight = max(effects.weight, heavier, key=_WEIGHTS.__getitem__)
             return f"{action.value} to the queue" if heavier is not action else action.value
         match action:
             case Action.REJECT | Action.DEFER | Action.PAUSE:
-                return self._refuse(rule)
+                return self._refuse(rule, effects)
             case Action.LIMIT:
                 within = self._surroundings.spend(rule, self._facts[rule.per])
-                return f"within {rule.limit}" if within else self._refuse(rule)
+                return f"within {rule.limit}" if within else self._refuse(rule, effects)
             case Action.REQUIRE_TLS:
                 if not self._facts["client_ip"]:
                     return "no network"
-                return "under TLS" if self._facts["tls"] else self._refuse(rule)
+                return "under TLS" if self._facts["tls"] else self._refuse(rule, effects)
             case Action.REDIRECT:
-                kept = self._redirect is not None
-                self._redirect = self._redirect or rule.target
+                kept = effects.redirect is not None
+                effects.redirect = effects.redirect or rule.target
                 return f"redirect to {rule.target}" + (", after another: without effect" if kept else "")
             case Action.COPY:
-                self._copies[rule.target] = None
+                effects.copies[rule.target] = None
             case Action.FORWARD:
-                self._forwards[rule.target] = None
+                effects.forwards[rule.target] = None
             case Action.PRIORITY:
-                self._priority = rule.priority
+                effects.priority = rule.priority
                 return f"priority {rule.priority}"
             case _:
                 return str(action.value)
         return f"{action.value} to {rule.target}"
 
-    def _refuse(self, rule: Rule) -> str:
+    def _refuse(self, rule: Rule, effects: _Effects) -> str:
         action = rule.action
         kind = Action.DEFER if rule.code // 100 == 4 else Action.REJECT
-        self._final = (kind, rule.code, rule.enhanced, rule.text)
+        effects.final = (kind, rule.code, rule.enhanced, rule.text)
         words = f"{kind.value} {rule.code} {rule.enhanced}"
         if action is Action.PAUSE:
-            self._pause = rule.pause
+            effects.pause = rule.pause
             return f"pause of the {rule.pause}, {words}"
         return words if action is kind else f"{action.value}, {words}"
 
     def ruling(self) -> Ruling:
         """Return the ruling of the rules asked so far."""
-        trace = tuple(self._trace)
-        if self._final is not None:
-            action, code, enhanced, text = self._final
-            return Ruling(action.value, code, enhanced, text, pause=self._pause, trace=trace)
+        effects = self._effects
+        if effects is None:
+            return ACCEPTED
+        trace = tuple(effects.trace)
+        if effects.final is not None:
+            action, code, enhanced, text = effects.final
+            return Ruling(action.value, code, enhanced, text, pause=effects.pause, trace=trace)
         return Ruling(
-            self._weight.value,
-            tags=tuple(self._tags),
-            headers=tuple(self._headers),
-            redirect=self._redirect,
-            copies=tuple(self._copies),
-            forwards=tuple(self._forwards),
-            priority=self._priority,
+            effects.weight.value,
+            tags=tuple(effects.tags),
+            headers=tuple(effects.headers),
+            redirect=effects.redirect,
+            copies=tuple(effects.copies),
+            forwards=tuple(effects.forwards),
+            priority=effects.priority,
             trace=trace,
         )
 
