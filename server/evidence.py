@@ -12,7 +12,7 @@ from functools import cached_property, lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from server.mail import header, structure
+from server.mail import fingerprint, header, structure
 from server.mail.address import AddressSyntax, Mailbox, domain_of, parse_mailbox
 from server.mail.address_list import HeaderAddress, parse_address_list
 from storage.records import Envelope, Peer, Source, Spooled, Verdict
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 HEADER_LIMIT_OCTETS = 1 << 20
 NAMES_LIMIT = 1000
 KNOWN_OCTETS = 256  # of a From field that is remembered
+OPENING_OCTETS = fingerprint.MAX_OCTETS
 NO_ENVELOPE = Envelope(None, ())  # before MAIL
 
 
@@ -38,6 +39,7 @@ class Letter:
         self.octets = octets
         self.header_octets = header.split(beginning)
         self._header = header.Header(beginning[: self.header_octets])
+        self._opening = beginning if len(beginning) <= OPENING_OCTETS else beginning[:OPENING_OCTETS]
         self._body = body
         self._authors: tuple[int, tuple[str | None, ...]] | None = None
 
@@ -87,6 +89,11 @@ class Letter:
         """Field names in lower case, each once, NAMES_LIMIT at most."""
         found = dict.fromkeys(field.name.lower() for field in header.fields(self._header.octets))
         return tuple(name.decode("ascii", "replace") for name in list(found)[:NAMES_LIMIT])
+
+    @cached_property
+    def bands(self) -> tuple[str, ...]:
+        """The fingerprint of the text, from the message's first octets."""
+        return fingerprint.of_message(self._opening)
 
     @cached_property
     def attachments(self) -> int:
@@ -147,15 +154,21 @@ class Case:
 
 
 class Facts(dict[str, object]):
-    """Facts by name, found when a rule first asks for them."""
+    """Facts by name, found when a rule first asks for them.
+
+    written: digests of whom a sent message goes to, where a rule asked who of them is new.
+    """
 
     def __init__(self, case: Case) -> None:
         super().__init__()
         self.case = case
+        self.written: set[bytes] = set()
 
     def __missing__(self, name: str) -> object:
         found = SOURCES.get(name)
         if found is None:
+            if name not in VERIFIED:
+                raise KeyError(name)  # what only a look ahead can tell, and did not
             verdicts = of_verdicts(self.case.verdicts)
             self.update(verdicts)
             return verdicts[name]
@@ -249,3 +262,6 @@ def _domain(address: str) -> str:
         return domain_of(address)
     except AddressSyntax:
         return ""
+
+
+VERIFIED = frozenset(of_verdicts(()))

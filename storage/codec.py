@@ -107,27 +107,31 @@ def decision_text(decision: Decision) -> str:
 
 
 def _decision_text(decision: Decision) -> str:
-    return _encode(
-        {
-            "action": decision.action.value,
-            "code": decision.code,
-            "enhanced": decision.enhanced,
-            "text": decision.text,
-            "tags": decision.tags,
-            "headers": decision.headers,
-            "redirect": decision.redirect,
-            "trace": [
-                {
-                    "rule": step.rule,
-                    "stage": step.stage,
-                    "matched": step.matched,
-                    "effect": step.effect,
-                    "place": step.place,
-                }
-                for step in decision.trace
-            ],
-        }
-    )
+    fields: dict[str, Any] = {
+        "action": decision.action.value,
+        "code": decision.code,
+        "enhanced": decision.enhanced,
+        "text": decision.text,
+        "tags": decision.tags,
+        "headers": decision.headers,
+        "redirect": decision.redirect,
+        "trace": [
+            {
+                "rule": step.rule,
+                "stage": step.stage,
+                "matched": step.matched,
+                "effect": step.effect,
+                "place": step.place,
+            }
+            for step in decision.trace
+        ],
+    }
+    # Rare, and absent from what earlier versions wrote.
+    if decision.copies or decision.forwards:
+        fields |= {"copies": decision.copies, "forwards": decision.forwards}
+    if decision.priority:
+        fields["priority"] = decision.priority
+    return _encode(fields)
 
 
 def verdicts_text(verdicts: tuple[Verdict, ...]) -> str:
@@ -193,6 +197,8 @@ def _decision(fields: dict[str, Any]) -> Decision:
         tags=tuple(fields.pop("tags")),
         headers=tuple((name, value) for name, value in fields.pop("headers")),
         trace=tuple(RuleTrace(**step) for step in fields.pop("trace")),
+        copies=tuple(fields.pop("copies", ())),
+        forwards=tuple(fields.pop("forwards", ())),
         **fields,
     )
 

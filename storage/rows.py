@@ -278,7 +278,9 @@ class Batch:
         rows = [_delivery_row(work, target) for work in works for target in work.encoded.record.remote]
         if rows:
             self._statements.insert(connection, schema.deliveries, _DELIVERY, rows)
-            publish(connection, Notice("queue", "", min(row[11] for row in rows)))
+            due = [row[11] for row in rows if row[11] is not None]
+            if due:
+                publish(connection, Notice("queue", "", min(due)))
 
     def _thread(self, connection: Connection, works: Sequence[Work]) -> list[str]:
         """Return each message's thread: that of the nearest message it refers to, else a new one."""
@@ -408,7 +410,7 @@ def _delivery_row(work: Work, target: RemoteTarget) -> Row:
         None if recipient.orcpt is None else clean(recipient.orcpt),
         notify,
         target.domain,
-        DeliveryState.SCHEDULED.value,
+        (DeliveryState.HELD if target.next_attempt_at is None else DeliveryState.SCHEDULED).value,
         target.priority,
         0,
         record.accepted_at,
