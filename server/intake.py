@@ -683,8 +683,8 @@ def _accepted_event(
     if group.dropped:
         data["dropped"] = [recipient.address for recipient in group.dropped]
     return Event(
-        # One a message: its own id serves again, where another would have to be made.
-        id=ids.of("evt", message_id),
+        # One a message: a fresh id serves for both. A given one may stem from an event's id already.
+        id=ids.new("evt") if arrival.message_id else ids.of("evt", message_id),
         kind="message.accepted",
         at=now,
         organization_id=group.organization_id,
