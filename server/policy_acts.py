@@ -84,7 +84,7 @@ def policy_replay(
     differences = list(replay.run(since=since, limit=min(limit, DIFFERENCES_LIMIT)))
     return {
         "tried": replay.tried,
-        "unread": replay.unread,
+        "partly": replay.partly,
         "changed": replay.changed,
         "differences": differences,
     }

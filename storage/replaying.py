@@ -25,7 +25,7 @@ JUDGED = ("mx", "lmtp", "submission", "api", "local", "forward")
 class Stored:
     """A message as it was judged. places: (inbox id, its address, folder name, entry) of its copies.
 
-    trace_octets: length of what we put on top of it.
+    trace_octets: length of what we put on top of it. fields: what the rows know of its header, decoded.
     """
 
     id: str
@@ -38,6 +38,7 @@ class Stored:
     decision: Decision
     verdicts: tuple[Verdict, ...]
     trace_octets: int
+    fields: tuple[tuple[str, str], ...]
     places: tuple[tuple[str, str, str, Entry], ...]
 
 
@@ -79,5 +80,11 @@ def _stored(row: Row[Any], places: tuple[tuple[str, str, str, Entry], ...]) -> S
         decision=read_decision(row.decision),
         verdicts=read_verdicts(row.verdicts),
         trace_octets=len(row.trace),
+        fields=(
+            ("From", row.from_),
+            ("To", row.to),
+            ("Subject", row.subject),
+            ("Message-ID", row.message_id_header),
+        ),
         places=places,
     )

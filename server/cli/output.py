@@ -168,8 +168,8 @@ def _literal(value: object) -> str:
 def replayed(result: Mapping[str, Any]) -> None:
     """Print the messages that fare otherwise under other rules."""
     words = f"{result['tried']} messages tried, {result['changed']} fare otherwise"
-    if result["unread"]:
-        words += f", {result['unread']} no longer there"
+    if result["partly"]:
+        words += f"; {result['partly']} are no longer there and were tried by their From, To and Subject"
     print(words)
     for row in result["differences"]:
         to = ", ".join(plain(address) for address in row["to"])
