@@ -49,6 +49,7 @@ class Envelope:
 
     reverse_path: None is the null reverse-path. body: the BODY parameter.
     ret: FULL or HDRS or None; envid: as given, undecoded (RFC 3461 4.3, 4.4).
+    hold_until: when delivery may begin, in microseconds (RFC 4865), None for at once.
     """
 
     reverse_path: str | None
@@ -58,6 +59,7 @@ class Envelope:
     ret: str | None = None
     envid: str | None = None
     require_tls: bool = False
+    hold_until: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,13 @@ from server.smtp.data import ChunkReader, ContentLimits, DataReader
 
 CODES = frozenset({500, 501, 502, 504, 553, 555})
 LIMITS = ContentLimits(octets=2048, received=5, header_line_octets=200, header_octets=1024)
-DIALECTS = (door.PLAIN, door.EXTENDED, door.EXTENDED_WIDE, door.SUBMITTING, door.SUBMITTING_WIDE)
+DIALECTS = (
+    door.PLAIN,
+    door.EXTENDED,
+    door.widened(door.EXTENDED),
+    door.SUBMITTING_HELD,
+    door.widened(door.SUBMITTING_HELD),
+)
 
 
 def check_grammar(line: bytes) -> None:
