@@ -1,15 +1,17 @@
 """What submission completes: Date and Message-ID where absent, Bcc taken out (RFC 6409 8).
 
 Owns those acts on a message's header, and the removal of fields that it may not
-keep. Body octets are never touched.
+keep. Body octets are never touched, but of a binary message whose parts must be encoded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from mmap import ACCESS_READ, mmap
 from typing import TYPE_CHECKING
 
 from server.mail import dates, header
+from server.mail.recoding import recode
 from storage.records import Spooled
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 CHUNK_OCTETS = 1 << 20
 LF = 0x0A
+BLIND = frozenset((b"bcc", b"resent-bcc"))  # RFC 5322 3.6.3 and 3.6.6
 FOLDS = (b" ", b"\t")
 
 
@@ -32,8 +35,8 @@ def missing_fields(letter: Letter, *, message_id: str, hostname: str, at: int) -
 
 
 def bcc_fields(head: bytes) -> list[bytes]:
-    """Return the raw Bcc fields of a header."""
-    return [field.raw for field in header.fields(head) if field.name.lower() == b"bcc"]
+    """Return the raw Bcc and Resent-Bcc fields of a header."""
+    return [field.raw for field in header.fields(head) if field.name.lower() in BLIND]
 
 
 def rewrite(
@@ -52,6 +55,29 @@ def rewrite(
             writer.write(added + _strip(source.read(header_octets), unwanted))
             while chunk := source.read(CHUNK_OCTETS):
                 writer.write(chunk)
+        made = writer.finish()
+    except BaseException:
+        writer.discard()
+        raise
+    store.discard(content)
+    return made
+
+
+def recoded(content: bytes | Spooled, store: Store) -> bytes | Spooled:
+    """Return a binary message with its binary parts encoded; the old file is given up.
+
+    Raises Unencodable and storage.errors.Full.
+    """
+    if isinstance(content, bytes):
+        return b"".join(recode(content))
+    writer = store.spool()
+    try:
+        with (
+            open(store.read_spooled(content), "rb") as source,
+            mmap(source.fileno(), 0, access=ACCESS_READ) as mapped,
+        ):
+            for piece in recode(mapped):
+                writer.write(piece)
         made = writer.finish()
     except BaseException:
         writer.discard()

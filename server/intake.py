@@ -9,7 +9,7 @@ RFC 5321 (transaction), 6409 (submission), 8601 (results), 3461 (DSN parameters)
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -18,6 +18,7 @@ import structlog
 from server import completion, evidence
 from server.mail import header, trace
 from server.mail.address import domain_of
+from server.mail.recoding import Unencodable
 from server.refusal import Refusal
 from server.routing import Group, Local, Refuse, Remote, sort
 from server.rulebook import merge, refuse
@@ -25,6 +26,7 @@ from server.sender_auth.results import forged
 from storage import accounts, ids
 from storage.codec import content_octets
 from storage.errors import Conflict, Full
+from storage.queue import SUCCESS
 from storage.records import (
     Accepted,
     Action,
@@ -78,7 +80,7 @@ STAGES_OF: Mapping[Source, tuple[str, ...]] = {
 class Arrival:
     """A message at the door: complete content, envelope and who brought it.
 
-    content has CRLF line ends only and no NUL. identity: the authenticated sender.
+    content has CRLF line ends only and no NUL, unless the envelope's body is BINARYMIME. identity: the authenticated sender.
     message_id: given by callers whose retry must not double the message.
     append: the place that IMAP APPEND asks for; then nothing is judged.
     keep: a copy for the sender's own folder, with the flags given there.
@@ -315,14 +317,31 @@ class Intake:
                 raise Refusal(550, "5.6.0", "The message needs one From field with valid addresses")
             for address in letter.from_addresses:
                 await self._require_ownership(arrival.identity, address, "From address")
+        if arrival.envelope.body == "BINARYMIME":
+            arrival, letter = await self._recode(arrival, files)
         message_id = arrival.message_id or ids.new("msg")
         arrival = replace(arrival, message_id=message_id)
         added = completion.missing_fields(
             letter, message_id=message_id, hostname=self._settings.hostname, at=self._clock.now()
         )
-        if added or letter.has(b"bcc"):
+        if added or letter.has(b"bcc") or letter.has(b"resent-bcc"):
             return await self._rewrite(arrival, letter, files, added=added, select=completion.bcc_fields)
         return arrival, letter
+
+    async def _recode(
+        self, arrival: Arrival, files: list[Spooled]
+    ) -> tuple[Arrival, evidence.Letter]:
+        """RFC 3030 3: encode binary parts before the message is signed and sent."""
+        try:
+            content = await self._threads.run(completion.recoded, arrival.content, self._threads.store)
+        except Unencodable as error:
+            raise Refusal(554, "5.6.3", f"The message is binary and cannot be converted: {error}") from None
+        except Full as error:
+            raise _no_room() from error
+        if isinstance(content, Spooled):
+            files[:] = [content]
+        arrival = replace(arrival, content=content, envelope=replace(arrival.envelope, body="8BITMIME"))
+        return arrival, await self._read(content)
 
     async def _rewrite(
         self,
@@ -452,6 +471,7 @@ class Intake:
                 _accepted_event(
                     arrival, group, judgement, message_id=message_id, now=now, is_signed=bool(signature)
                 ),
+                *_confirmations(arrival, group, message_id=message_id, now=now),
             ),
             idempotency_key=arrival.idempotency_key,
         )
@@ -506,13 +526,14 @@ class Intake:
 
     def _remote_target(self, arrival: Arrival, now: int, recipient: Recipient, domain: str) -> RemoteTarget:
         by_api = arrival.source is Source.API
+        begin = arrival.envelope.hold_until or now
         seconds = self._settings.expiry_api_seconds if by_api else self._settings.expiry_submission_seconds
         return RemoteTarget(
             delivery_id=ids.new("dlv"),
             recipient=recipient,
             domain=domain,
-            next_attempt_at=now,
-            expires_at=now + seconds * SECOND,
+            next_attempt_at=begin,
+            expires_at=begin + seconds * SECOND,
         )
 
     def _appended(self, arrival: Arrival, target: LocalTarget) -> Accepted:
@@ -585,6 +606,23 @@ async def _at_once(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) 
     return function(*args, **kwargs)
 
 
+def _confirmations(arrival: Arrival, group: Group, *, message_id: str, now: int) -> Iterator[Event]:
+    """Yield the successes that senders asked to hear of: an inbox is the end of the way (RFC 3461 5.2.3)."""
+    if arrival.envelope.reverse_path is None:
+        return
+    for recipient, local in group.local:
+        if recipient.notify is not None and "SUCCESS" in recipient.notify:
+            yield Event(
+                id=ids.new("evt"),
+                kind=SUCCESS,
+                at=now,
+                organization_id=group.organization_id,
+                message_id=message_id,
+                mailbox_id=local.mailbox.id,
+                data={"recipient": recipient.address, "orcpt": recipient.orcpt or "", "code": 250},
+            )
+
+
 def _accepted_event(
     arrival: Arrival, group: Group, judgement: Judgement, *, message_id: str, now: int, is_signed: bool
 ) -> Event:
@@ -608,6 +646,8 @@ def _accepted_event(
     matched = [step.rule for step in judgement.decision.trace if step.matched]
     if matched:
         data["rules"] = matched
+    if arrival.envelope.hold_until is not None:
+        data["hold_until"] = arrival.envelope.hold_until
     if group.dropped:
         data["dropped"] = [recipient.address for recipient in group.dropped]
     return Event(

@@ -56,7 +56,7 @@ def _recipient(recipient: Recipient) -> dict[str, Any]:
 
 def envelope_text(envelope: Envelope) -> str:
     """Return the JSON that messages.envelope holds."""
-    fields = {
+    fields: dict[str, object] = {
         "reverse_path": envelope.reverse_path,
         "recipients": [_recipient(recipient) for recipient in envelope.recipients],
         "body": envelope.body,
