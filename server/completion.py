@@ -1,4 +1,4 @@
-"""What submission completes: Date and Message-ID where absent, Bcc taken out (RFC 6409 8).
+"""What submission completes: Date, Message-ID and Sender where absent, Bcc taken out (RFC 6409 8).
 
 Owns those acts on a message's header, and the removal of fields that it may not
 keep. Body octets are never touched, but of a binary message whose parts must be encoded.
@@ -16,6 +16,7 @@ from storage.records import Spooled
 
 if TYPE_CHECKING:
     from server.evidence import Letter
+    from server.login import Identity
     from storage.store import Store
 
 CHUNK_OCTETS = 1 << 20
@@ -32,6 +33,14 @@ def missing_fields(letter: Letter, *, message_id: str, hostname: str, at: int) -
     if not letter.word(b"message-id"):
         fields.append(f"Message-ID: <{message_id}@{hostname}>\r\n")
     return "".join(fields).encode("ascii")
+
+
+def sender_field(letter: Letter, identity: Identity | None) -> bytes:
+    """Return the Sender field that a message of several authors lacks (RFC 5322 3.6.2)."""
+    if identity is None or len(letter.from_addresses) < 2 or letter.has(b"sender"):
+        return b""
+    named = identity.address if identity.mailbox_id is not None else letter.from_addresses[0]
+    return f"Sender: <{named}>\r\n".encode()
 
 
 def bcc_fields(head: bytes) -> list[bytes]:

@@ -65,6 +65,12 @@ class Letter:
         """Every mailbox of every From field."""
         return tuple(address for address in self._read_authors()[1] if address is not None)
 
+    @property
+    def sender_addresses(self) -> tuple[str | None, ...]:
+        """What the Sender fields name, None for each that is no address."""
+        values = self._header.all(b"sender")
+        return tuple(_address(entry) for value in values for entry in parse_address_list(value))
+
     @cached_property
     def subject(self) -> str:
         """The Subject, decoded."""

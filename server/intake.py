@@ -23,6 +23,7 @@ from server.refusal import Refusal
 from server.routing import Group, Local, Refuse, Remote, sort
 from server.rulebook import merge, refuse
 from server.sender_auth.results import forged
+from server.senders import Senders
 from storage import accounts, ids
 from storage.codec import content_octets
 from storage.errors import Conflict, Full
@@ -80,7 +81,8 @@ STAGES_OF: Mapping[Source, tuple[str, ...]] = {
 class Arrival:
     """A message at the door: complete content, envelope and who brought it.
 
-    content has CRLF line ends only and no NUL, unless the envelope's body is BINARYMIME. identity: the authenticated sender.
+    content has CRLF line ends only and no NUL, unless the envelope says BINARYMIME.
+    identity: the authenticated sender.
     message_id: given by callers whose retry must not double the message.
     append: the place that IMAP APPEND asks for; then nothing is judged.
     keep: a copy for the sender's own folder, with the flags given there.
@@ -148,6 +150,7 @@ class Intake:
         self._settings = settings
         self._verifier = verifier
         self._signer = signer
+        self._senders = Senders(threads, routing)
 
     def spool(self) -> SpoolWriter:
         """Return a writer for content too large for memory."""
@@ -174,7 +177,7 @@ class Intake:
         if not self._threads.store.has_room(declared_octets or 0):
             raise _no_room()
         if identity is not None and envelope.reverse_path is not None:
-            await self._require_ownership(identity, envelope.reverse_path, "envelope sender")
+            await self._senders.require(identity, envelope.reverse_path, "envelope sender")
         if self._rulebook.asks("mail"):
             case = evidence.Case(
                 peer, identity, envelope, _source(identity), declared_octets=declared_octets or 0
@@ -285,19 +288,6 @@ class Intake:
     async def _is_known(self, message_id: str) -> bool:
         return await self._threads.read(lambda c: accounts.message_exists(c, message_id=message_id))
 
-    async def _require_ownership(self, identity: Identity, address: str, what: str) -> None:
-        """RFC 6409 6.1: a submitter uses addresses of its own."""
-        resolution = await self._routing.resolve(address)
-        if isinstance(resolution, Local):
-            mailbox = resolution.mailbox
-            if identity.mailbox_id is None:
-                owned = mailbox.organization_id == identity.organization_id
-            else:
-                owned = mailbox.id == identity.mailbox_id
-            if owned:
-                return
-        raise Refusal(553, "5.7.1", f"This login does not own the {what}", f"{identity.id}")
-
     async def _require_quota(self, resolution: Local) -> None:
         mailbox = resolution.mailbox
         if mailbox.quota_octets == 0:
@@ -313,24 +303,19 @@ class Intake:
     ) -> tuple[Arrival, evidence.Letter]:
         """RFC 6409 8: add Date and Message-ID, take Bcc out; check who the From names."""
         if arrival.identity is not None:
-            if letter.from_fields != 1 or not letter.from_readable:
-                raise Refusal(550, "5.6.0", "The message needs one From field with valid addresses")
-            for address in letter.from_addresses:
-                await self._require_ownership(arrival.identity, address, "From address")
+            await self._senders.check(arrival.identity, letter)
         if arrival.envelope.body == "BINARYMIME":
             arrival, letter = await self._recode(arrival, files)
         message_id = arrival.message_id or ids.new("msg")
         arrival = replace(arrival, message_id=message_id)
         added = completion.missing_fields(
             letter, message_id=message_id, hostname=self._settings.hostname, at=self._clock.now()
-        )
+        ) + completion.sender_field(letter, arrival.identity)
         if added or letter.has(b"bcc") or letter.has(b"resent-bcc"):
             return await self._rewrite(arrival, letter, files, added=added, select=completion.bcc_fields)
         return arrival, letter
 
-    async def _recode(
-        self, arrival: Arrival, files: list[Spooled]
-    ) -> tuple[Arrival, evidence.Letter]:
+    async def _recode(self, arrival: Arrival, files: list[Spooled]) -> tuple[Arrival, evidence.Letter]:
         """RFC 3030 3: encode binary parts before the message is signed and sent."""
         try:
             content = await self._threads.run(completion.recoded, arrival.content, self._threads.store)

@@ -466,6 +466,21 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class Grant:
+    """Leave to send as another address, for one inbox or one key.
+
+    pattern: 'local@domain' in normal form, or '*@domain'.
+    """
+
+    id: str
+    organization_id: str
+    mailbox_id: str | None
+    api_key_id: str | None
+    pattern: str
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
 class ApiKey:
     """A scoped key. prefix: the first characters, shown to identify it; the rest is only hashed."""
 

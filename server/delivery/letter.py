@@ -75,9 +75,7 @@ def recoded(letter: Letter) -> Letter:
         for piece in recode(mapped):
             octets += len(piece)
             eight_bit = eight_bit or not piece.isascii()
-    return replace(
-        letter, octets=octets, eight_bit=eight_bit, bare_ends=False, whole=None, is_recoded=True
-    )
+    return replace(letter, octets=octets, eight_bit=eight_bit, bare_ends=False, whole=None, is_recoded=True)
 
 
 def _map(path: Path) -> mmap:

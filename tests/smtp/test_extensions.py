@@ -111,16 +111,15 @@ def test_only_named_networks_have_their_line_ends_mended():
 
 def test_tls_is_required_only_where_there_is_tls(context):
     async def scenario():
-        async with running(tls=context) as rig:
-            async with connected(rig.mx) as client:
-                assert "REQUIRETLS" not in await client.ask("EHLO a.example")
-                await client.ask("STARTTLS")
-                await client.writer.start_tls(trusting())
-                assert "REQUIRETLS" in await client.ask("EHLO a.example")
-                assert (await client.ask("MAIL FROM:<a@b.example> REQUIRETLS=1")).startswith("501")
-                await client.ask_all("MAIL FROM:<a@b.example> REQUIRETLS", "RCPT TO:<c@d.example>", "DATA")
-                assert (await client.ask("a: b\r\n\r\n."))[:3] == "250"
-                assert rig.intake.arrivals[0].envelope.require_tls
+        async with running(tls=context) as rig, connected(rig.mx) as client:
+            assert "REQUIRETLS" not in await client.ask("EHLO a.example")
+            await client.ask("STARTTLS")
+            await client.writer.start_tls(trusting())
+            assert "REQUIRETLS" in await client.ask("EHLO a.example")
+            assert (await client.ask("MAIL FROM:<a@b.example> REQUIRETLS=1")).startswith("501")
+            await client.ask_all("MAIL FROM:<a@b.example> REQUIRETLS", "RCPT TO:<c@d.example>", "DATA")
+            assert (await client.ask("a: b\r\n\r\n."))[:3] == "250"
+            assert rig.intake.arrivals[0].envelope.require_tls
 
     uvloop.run(scenario())
 
