@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 CHUNK_OCTETS = 1 << 20
 LF = 0x0A
 BLIND = frozenset((b"bcc", b"resent-bcc"))  # RFC 5322 3.6.3 and 3.6.6
+# RFC 5321 4.4: the field is written where a message is delivered; one that came with it says nothing true.
+WITHHELD = BLIND | {b"return-path"}
 FOLDS = (b" ", b"\t")
 
 
@@ -43,9 +45,14 @@ def sender_field(letter: Letter, identity: Identity | None) -> bytes:
     return f"Sender: <{named}>\r\n".encode()
 
 
-def bcc_fields(head: bytes) -> list[bytes]:
-    """Return the raw Bcc and Resent-Bcc fields of a header."""
-    return [field.raw for field in header.fields(head) if field.name.lower() in BLIND]
+def withheld_fields(head: bytes) -> list[bytes]:
+    """Return the raw Bcc, Resent-Bcc and Return-Path fields of a header."""
+    return [field.raw for field in header.fields(head) if field.name.lower() in WITHHELD]
+
+
+def return_paths(head: bytes) -> list[bytes]:
+    """Return the raw Return-Path fields of a header."""
+    return [field.raw for field in header.fields(head) if field.name.lower() == b"return-path"]
 
 
 def rewrite(

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from server.login import Identity
     from storage.store import Store
 
-HEADER_LIMIT_OCTETS = 1 << 20
+HEADER_LIMIT_OCTETS = (1 << 20) + (64 << 10)  # what a door takes, and trace fields
+HEADER_FIRST_OCTETS = 64 << 10
 NAMES_LIMIT = 1000
 NO_ENVELOPE = Envelope(None, ())  # before MAIL
 
@@ -107,7 +108,9 @@ def read(content: bytes | Spooled, store: Store) -> Letter:
         return Letter(content, len(content), lambda: content)
     path = store.read_spooled(content)
     with open(path, "rb") as file:
-        beginning = file.read(HEADER_LIMIT_OCTETS)
+        beginning = file.read(HEADER_FIRST_OCTETS)
+        if header.split(beginning) == len(beginning):
+            beginning += file.read(HEADER_LIMIT_OCTETS - len(beginning))
     return Letter(beginning, content.octets, path.read_bytes)
 
 

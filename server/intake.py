@@ -239,11 +239,14 @@ class Intake:
         if arrival.source in FROM_SENDERS:
             arrival, letter = await self._complete(arrival, letter, files)
         verdicts = await self._verify(arrival)
-        if arrival.source in FROM_OUTSIDE and letter.has(b"authentication-results"):
-            hostname = self._settings.hostname
-            arrival, letter = await self._rewrite(
-                arrival, letter, files, select=lambda head: forged(head, hostname)
-            )
+        if arrival.source in FROM_OUTSIDE:
+            if letter.has(b"authentication-results"):
+                hostname = self._settings.hostname
+                arrival, letter = await self._rewrite(
+                    arrival, letter, files, select=lambda head: forged(head, hostname)
+                )
+            if letter.has(b"return-path"):
+                arrival, letter = await self._rewrite(arrival, letter, files, select=completion.return_paths)
         groups = await self._group(arrival)
         judgements = [self._decide(arrival, group, letter, verdicts) for group in groups]
         records: list[Accepted] = []
@@ -311,8 +314,8 @@ class Intake:
         added = completion.missing_fields(
             letter, message_id=message_id, hostname=self._settings.hostname, at=self._clock.now()
         ) + completion.sender_field(letter, arrival.identity)
-        if added or letter.has(b"bcc") or letter.has(b"resent-bcc"):
-            return await self._rewrite(arrival, letter, files, added=added, select=completion.bcc_fields)
+        if added or any(map(letter.has, completion.WITHHELD)):
+            return await self._rewrite(arrival, letter, files, added=added, select=completion.withheld_fields)
         return arrival, letter
 
     async def _recode(self, arrival: Arrival, files: list[Spooled]) -> tuple[Arrival, evidence.Letter]:

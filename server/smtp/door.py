@@ -38,14 +38,11 @@ EXTENDED_TLS = Dialect(_MAIL | {b"REQUIRETLS"}, _RCPT)
 # RFC 4954 3: who announces AUTH understands the parameter of MAIL.
 SUBMITTING = Dialect(_MAIL | {b"REQUIRETLS", b"AUTH"}, _RCPT)
 SUBMITTING_HELD = Dialect(SUBMITTING.mail | {b"HOLDFOR", b"HOLDUNTIL"}, _RCPT)
-_WIDE = {
-    narrow: replace(narrow, wide=True) for narrow in (EXTENDED, EXTENDED_TLS, SUBMITTING, SUBMITTING_HELD)
-}
 
 
 def widened(dialect: Dialect) -> Dialect:
     """Return a dialect as it is in a transaction begun with SMTPUTF8."""
-    return _WIDE[dialect]
+    return replace(dialect, wide=True)
 
 
 def keywords(

@@ -220,3 +220,15 @@ def test_the_sender_field_is_the_submitters(daemon: Daemon, sender: str, code: i
     named = ", ".join(one + DOMAIN if one.endswith("@") else one for one in sender.split(","))
     head = f"From: {daemon.alice.address}\r\nSender: {named}\r\n\r\nx\r\n"
     assert submit(daemon, daemon.alice, head.encode(), daemon.alice.address)[0] == code
+
+
+def test_a_return_path_that_came_along_is_taken_out(daemon: Daemon, partner: Partner, inbox: Inbox) -> None:
+    with daemon.mx() as client:
+        client.ehlo()
+        client.mail("real@partner.test")
+        client.rcpt(inbox.address)
+        client.data(b"Return-Path: <liar@x.test>\r\nSubject: R1\r\nreturn-path: <b@x.test>\r\n\r\nx\r\n")
+    assert daemon.find(inbox, "R1").get_all("Return-Path") == ["<real@partner.test>"]
+    head = f"From: {daemon.alice.address}\r\nReturn-Path: <liar@x.test>\r\nSubject: R2\r\n\r\nx\r\n"
+    submit(daemon, daemon.alice, head.encode(), daemon.alice.address)
+    assert "Return-Path" not in partner.find("R2").message
