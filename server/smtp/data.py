@@ -120,8 +120,12 @@ def _is_bare(block: bytes) -> bool:
 
 
 def _mended(block: bytes) -> bytes:
-    block = block.replace(b"\0", b"").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    return block.replace(b"\n", b"\r\n")
+    # NUL goes last: it is no seam where a CR and an LF would become one line end.
+    return _with_line_ends(block).replace(b"\0", b"")
+
+
+def _with_line_ends(block: bytes) -> bytes:
+    return block.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
 
 
 def _bare() -> Refusal:
@@ -182,7 +186,7 @@ class DataReader:
         if not content or self.fault is not None:
             return b""
         if self._mends and _is_bare(content):
-            content = _mended(content)
+            content = _with_line_ends(content)
             dot = 0
         if dot >= 0:
             content = content.replace(b"\r\n.", b"\r\n")
