@@ -101,10 +101,14 @@ socket = "{directory}/control.sock"
         """Return the resident memory of the daemon and its children."""
         return sum(_resident(pid) for pid in (self.pid, *_children(self.pid)))
 
+    def peak_octets(self) -> int:
+        """Return the most that the daemon's process ever had resident."""
+        return _resident(self.pid, "VmHWM:")
 
-def _resident(pid: int) -> int:
+
+def _resident(pid: int, name: str = "VmRSS:") -> int:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
+        if line.startswith(name):
             return int(line.split()[1]) * 1024
     return 0
 

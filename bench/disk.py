@@ -39,6 +39,19 @@ def workplace() -> Iterator[tuple[Path, str]]:
         shutil.rmtree(base, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def plain_workplace() -> Iterator[Path]:
+    """Yield a directory on the machine's own disk, for what is larger than the loop file."""
+    base = Path(tempfile.mkdtemp(prefix="bench-", dir=os.environ.get("BENCH_DIRECTORY", "/var/tmp")))
+    base.chmod(0o755)
+    try:
+        if _file_system(base) == "tmpfs":
+            raise Unfit(f"{base} lies on tmpfs, which is memory; set BENCH_DIRECTORY")
+        yield base
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+
+
 def _make_ext4(base: Path) -> bool:
     image, place = base / "image", base / "fs"
     with open(image, "wb") as file:

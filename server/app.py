@@ -272,6 +272,8 @@ class Appliance:
                 data_timeout_seconds=smtp.data_timeout_seconds,
                 max_errors=smtp.max_errors,
                 max_received=smtp.max_received,
+                max_hold_seconds=smtp.max_hold_seconds,
+                mend_line_ends_of=smtp.mend_line_ends_of,
                 spool_threshold_octets=self.settings.store.spool_threshold_octets,
             ),
             hostname=self.settings.server.hostname,

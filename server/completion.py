@@ -1,23 +1,29 @@
-"""What submission completes: Date and Message-ID where absent, Bcc taken out (RFC 6409 8).
+"""What submission completes: Date, Message-ID and Sender where absent, Bcc taken out (RFC 6409 8).
 
 Owns those acts on a message's header, and the removal of fields that it may not
-keep. Body octets are never touched.
+keep. Body octets are never touched, but of a binary message whose parts must be encoded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from mmap import ACCESS_READ, mmap
 from typing import TYPE_CHECKING
 
 from server.mail import dates, header
+from server.mail.recoding import recode
 from storage.records import Spooled
 
 if TYPE_CHECKING:
     from server.evidence import Letter
+    from server.login import Identity
     from storage.store import Store
 
 CHUNK_OCTETS = 1 << 20
 LF = 0x0A
+BLIND = frozenset((b"bcc", b"resent-bcc"))  # RFC 5322 3.6.3 and 3.6.6
+# RFC 5321 4.4: the field is written where a message is delivered; one that came with it says nothing true.
+WITHHELD = BLIND | {b"return-path"}
 FOLDS = (b" ", b"\t")
 
 
@@ -31,9 +37,22 @@ def missing_fields(letter: Letter, *, message_id: str, hostname: str, at: int) -
     return "".join(fields).encode("ascii")
 
 
-def bcc_fields(head: bytes) -> list[bytes]:
-    """Return the raw Bcc fields of a header."""
-    return [field.raw for field in header.fields(head) if field.name.lower() == b"bcc"]
+def sender_field(letter: Letter, identity: Identity | None) -> bytes:
+    """Return the Sender field that a message of several authors lacks (RFC 5322 3.6.2)."""
+    if identity is None or len(letter.from_addresses) < 2 or letter.has(b"sender"):
+        return b""
+    named = identity.address if identity.mailbox_id is not None else letter.from_addresses[0]
+    return f"Sender: <{named}>\r\n".encode()
+
+
+def withheld_fields(head: bytes) -> list[bytes]:
+    """Return the raw Bcc, Resent-Bcc and Return-Path fields of a header."""
+    return [field.raw for field in header.fields(head) if field.name.lower() in WITHHELD]
+
+
+def return_paths(head: bytes) -> list[bytes]:
+    """Return the raw Return-Path fields of a header."""
+    return [field.raw for field in header.fields(head) if field.name.lower() == b"return-path"]
 
 
 def rewrite(
@@ -52,6 +71,29 @@ def rewrite(
             writer.write(added + _strip(source.read(header_octets), unwanted))
             while chunk := source.read(CHUNK_OCTETS):
                 writer.write(chunk)
+        made = writer.finish()
+    except BaseException:
+        writer.discard()
+        raise
+    store.discard(content)
+    return made
+
+
+def recoded(content: bytes | Spooled, store: Store) -> bytes | Spooled:
+    """Return a binary message with its binary parts encoded; the old file is given up.
+
+    Raises Unencodable and storage.errors.Full.
+    """
+    if isinstance(content, bytes):
+        return b"".join(recode(content))
+    writer = store.spool()
+    try:
+        with (
+            open(store.read_spooled(content), "rb") as source,
+            mmap(source.fileno(), 0, access=ACCESS_READ) as mapped,
+        ):
+            for piece in recode(mapped):
+                writer.write(piece)
         made = writer.finish()
     except BaseException:
         writer.discard()

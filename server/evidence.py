@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from server.login import Identity
     from storage.store import Store
 
-HEADER_LIMIT_OCTETS = 1 << 20
+HEADER_LIMIT_OCTETS = (1 << 20) + (64 << 10)  # what a door takes, and trace fields
+HEADER_FIRST_OCTETS = 64 << 10
 NAMES_LIMIT = 1000
 KNOWN_OCTETS = 256  # of a From field that is remembered
 OPENING_OCTETS = fingerprint.MAX_OCTETS
@@ -66,6 +67,12 @@ class Letter:
         """Every mailbox of every From field."""
         return tuple(address for address in self._read_authors()[1] if address is not None)
 
+    @property
+    def sender_addresses(self) -> tuple[str | None, ...]:
+        """What the Sender fields name, None for each that is no address."""
+        values = self._header.all(b"sender")
+        return tuple(_address(entry) for value in values for entry in parse_address_list(value))
+
     @cached_property
     def subject(self) -> str:
         """The Subject, decoded."""
@@ -107,7 +114,9 @@ def read(content: bytes | Spooled, store: Store) -> Letter:
         return Letter(content, len(content), lambda: content)
     path = store.read_spooled(content)
     with open(path, "rb") as file:
-        beginning = file.read(HEADER_LIMIT_OCTETS)
+        beginning = file.read(HEADER_FIRST_OCTETS)
+        if header.split(beginning) == len(beginning):
+            beginning += file.read(HEADER_LIMIT_OCTETS - len(beginning))
     return Letter(beginning, content.octets, path.read_bytes)
 
 

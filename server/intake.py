@@ -9,7 +9,7 @@ RFC 5321 (transaction), 6409 (submission), 8601 (results), 3461 (DSN parameters)
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -18,13 +18,16 @@ import structlog
 from server import completion, evidence
 from server.mail import header, trace
 from server.mail.address import domain_of
+from server.mail.recoding import Unencodable
 from server.refusal import Refusal
 from server.routing import Group, Local, Refuse, Remote, sort
 from server.rulebook import UNRULED, merge, refuse
 from server.sender_auth.results import forged
+from server.senders import Senders
 from storage import accounts, ids
 from storage.codec import content_octets
 from storage.errors import Conflict, Full
+from storage.queue import SUCCESS
 from storage.records import (
     Accepted,
     Action,
@@ -79,7 +82,8 @@ STAGES_OF: Mapping[Source, tuple[str, ...]] = {
 class Arrival:
     """A message at the door: complete content, envelope and who brought it.
 
-    content has CRLF line ends only and no NUL. identity: the authenticated sender.
+    content has CRLF line ends only and no NUL, unless the envelope says BINARYMIME.
+    identity: the authenticated sender.
     message_id: given by callers whose retry must not double the message.
     append: the place that IMAP APPEND asks for; then nothing is judged.
     keep: a copy for the sender's own folder, with the flags given there.
@@ -149,6 +153,7 @@ class Intake:
         self._verifier = verifier
         self._signer = signer
         self._standing = standing
+        self._senders = Senders(threads, routing)
 
     def spool(self) -> SpoolWriter:
         """Return a writer for content too large for memory."""
@@ -175,7 +180,7 @@ class Intake:
         if not self._threads.store.has_room(declared_octets or 0):
             raise _no_room()
         if identity is not None and envelope.reverse_path is not None:
-            await self._require_ownership(identity, envelope.reverse_path, "envelope sender")
+            await self._senders.require(identity, envelope.reverse_path, "envelope sender")
         if self._rulebook.asks("mail"):
             case = evidence.Case(
                 peer, identity, envelope, _source(identity), declared_octets=declared_octets or 0
@@ -246,11 +251,14 @@ class Intake:
         if arrival.source in FROM_SENDERS:
             arrival, letter = await self._complete(arrival, letter, files)
         verdicts = await self._verify(arrival)
-        if arrival.source in FROM_OUTSIDE and letter.has(b"authentication-results"):
-            hostname = self._settings.hostname
-            arrival, letter = await self._rewrite(
-                arrival, letter, files, select=lambda head: forged(head, hostname)
-            )
+        if arrival.source in FROM_OUTSIDE:
+            if letter.has(b"authentication-results"):
+                hostname = self._settings.hostname
+                arrival, letter = await self._rewrite(
+                    arrival, letter, files, select=lambda head: forged(head, hostname)
+                )
+            if letter.has(b"return-path"):
+                arrival, letter = await self._rewrite(arrival, letter, files, select=completion.return_paths)
         groups = await self._group(arrival)
         judgements = [await self._decide(arrival, group, letter, verdicts) for group in groups]
         records: list[Accepted] = []
@@ -295,19 +303,6 @@ class Intake:
     async def _is_known(self, message_id: str) -> bool:
         return await self._threads.read(lambda c: accounts.message_exists(c, message_id=message_id))
 
-    async def _require_ownership(self, identity: Identity, address: str, what: str) -> None:
-        """RFC 6409 6.1: a submitter uses addresses of its own."""
-        resolution = await self._routing.resolve(address)
-        if isinstance(resolution, Local):
-            mailbox = resolution.mailbox
-            if identity.mailbox_id is None:
-                owned = mailbox.organization_id == identity.organization_id
-            else:
-                owned = mailbox.id == identity.mailbox_id
-            if owned:
-                return
-        raise Refusal(553, "5.7.1", f"This login does not own the {what}", f"{identity.id}")
-
     async def _require_quota(self, resolution: Local) -> None:
         mailbox = resolution.mailbox
         if mailbox.quota_octets == 0:
@@ -323,18 +318,30 @@ class Intake:
     ) -> tuple[Arrival, evidence.Letter]:
         """RFC 6409 8: add Date and Message-ID, take Bcc out; check who the From names."""
         if arrival.identity is not None:
-            if letter.from_fields != 1 or not letter.from_readable:
-                raise Refusal(550, "5.6.0", "The message needs one From field with valid addresses")
-            for address in letter.from_addresses:
-                await self._require_ownership(arrival.identity, address, "From address")
+            await self._senders.check(arrival.identity, letter)
+        if arrival.envelope.body == "BINARYMIME":
+            arrival, letter = await self._recode(arrival, files)
         message_id = arrival.message_id or ids.new("msg")
         arrival = replace(arrival, message_id=message_id)
         added = completion.missing_fields(
             letter, message_id=message_id, hostname=self._settings.hostname, at=self._clock.now()
-        )
-        if added or letter.has(b"bcc"):
-            return await self._rewrite(arrival, letter, files, added=added, select=completion.bcc_fields)
+        ) + completion.sender_field(letter, arrival.identity)
+        if added or any(map(letter.has, completion.WITHHELD)):
+            return await self._rewrite(arrival, letter, files, added=added, select=completion.withheld_fields)
         return arrival, letter
+
+    async def _recode(self, arrival: Arrival, files: list[Spooled]) -> tuple[Arrival, evidence.Letter]:
+        """RFC 3030 3: encode binary parts before the message is signed and sent."""
+        try:
+            content = await self._threads.run(completion.recoded, arrival.content, self._threads.store)
+        except Unencodable as error:
+            raise Refusal(554, "5.6.3", f"The message is binary and cannot be converted: {error}") from None
+        except Full as error:
+            raise _no_room() from error
+        if isinstance(content, Spooled):
+            files[:] = [content]
+        arrival = replace(arrival, content=content, envelope=replace(arrival.envelope, body="8BITMIME"))
+        return arrival, await self._read(content)
 
     async def _rewrite(
         self,
@@ -479,6 +486,7 @@ class Intake:
                 _accepted_event(
                     arrival, group, judgement, message_id=message_id, now=now, is_signed=bool(signature)
                 ),
+                *_confirmations(arrival, group, message_id=message_id, now=now),
             ),
             idempotency_key=arrival.idempotency_key,
         )
@@ -572,14 +580,15 @@ class Intake:
         self, arrival: Arrival, decision: Decision, now: int, recipient: Recipient, domain: str
     ) -> RemoteTarget:
         by_api = arrival.source is Source.API
+        begin = arrival.envelope.hold_until or now
         seconds = self._settings.expiry_api_seconds if by_api else self._settings.expiry_submission_seconds
         return RemoteTarget(
             delivery_id=ids.new("dlv"),
             recipient=recipient,
             domain=domain,
             # What comes out of the queue was released, and is not held again.
-            next_attempt_at=None if _is_held(arrival, decision) else now,
-            expires_at=now + seconds * SECOND,
+            next_attempt_at=None if _is_held(arrival, decision) else begin,
+            expires_at=begin + seconds * SECOND,
             priority=decision.priority,
         )
 
@@ -657,6 +666,23 @@ async def _at_once(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) 
     return function(*args, **kwargs)
 
 
+def _confirmations(arrival: Arrival, group: Group, *, message_id: str, now: int) -> Iterator[Event]:
+    """Yield the successes that senders asked to hear of: an inbox is the end of the way (RFC 3461 5.2.3)."""
+    if arrival.envelope.reverse_path is None:
+        return
+    for recipient, local in group.local:
+        if recipient.notify is not None and "SUCCESS" in recipient.notify:
+            yield Event(
+                id=ids.new("evt"),
+                kind=SUCCESS,
+                at=now,
+                organization_id=group.organization_id,
+                message_id=message_id,
+                mailbox_id=local.mailbox.id,
+                data={"recipient": recipient.address, "orcpt": recipient.orcpt or "", "code": 250},
+            )
+
+
 def _accepted_event(
     arrival: Arrival, group: Group, judgement: Judgement, *, message_id: str, now: int, is_signed: bool
 ) -> Event:
@@ -680,6 +706,8 @@ def _accepted_event(
     matched = [step.rule for step in judgement.decision.trace if step.matched]
     if matched:
         data["rules"] = matched
+    if arrival.envelope.hold_until is not None:
+        data["hold_until"] = arrival.envelope.hold_until
     if group.dropped:
         data["dropped"] = [recipient.address for recipient in group.dropped]
     return Event(

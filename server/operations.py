@@ -17,9 +17,9 @@ from server.mail.address import AddressSyntax, normalise, parse_mailbox
 from server.policy_acts import ACTS
 from server.sender_auth import zone
 from server.sender_auth.keys import ALGORITHMS, make_key
-from storage import accounts, audit, events, queue_view, reconcile
+from storage import accounts, audit, events, grants, queue_view, reconcile
 from storage.errors import Conflict, Missing
-from storage.records import Domain, Event, Mailbox, Organization
+from storage.records import Domain, Event, Grant, Mailbox, Organization
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -213,6 +213,73 @@ def key_add(
     return {**made, "scopes": sorted(wanted), "key": secret}
 
 
+def grant_add(context: Context, *, address: str, inbox: str = "", key: str = "") -> dict[str, Any]:
+    """Let an inbox (by its address) or a key (by its id) send as an address, or as *@domain."""
+    if bool(inbox) == bool(key):
+        raise OperationFailed("bad_arguments", "name the inbox or the key that gets the grant")
+    domain = _domain_name(address.rpartition("@")[2])
+    pattern = f"*@{domain}" if address.startswith("*@") else _address(address)
+    now = context.clock.now()
+
+    def unit(connection: Connection) -> Grant:
+        owner = accounts.find_domain(connection, name=domain)
+        if owner is None:
+            raise OperationFailed("no_such_domain", f"{domain} is no domain of this appliance")
+        made = grants.add(
+            connection,
+            organization_id=owner.organization_id,
+            pattern=pattern,
+            mailbox_id=_inbox(connection, inbox).id if inbox else None,
+            api_key_id=key or None,
+            at=now,
+        )
+        _audit(
+            connection,
+            context,
+            owner=made.organization_id,
+            action="grant.add",
+            thing=made.id,
+            address=pattern,
+        )
+        return made
+
+    return _shown(context.store.database.write(unit))
+
+
+def grant_list(context: Context, *, organization: str = "", limit: int = 100) -> dict[str, Any]:
+    """Return an organization's grants, oldest first."""
+    now = context.clock.now()
+
+    def unit(connection: Connection) -> list[Grant]:
+        owner = _organization(connection, organization, now)
+        return grants.grants(connection, organization_id=owner.id, limit=limit)
+
+    return {"grants": [_shown(one) for one in context.store.database.read(unit)]}
+
+
+def grant_remove(context: Context, *, id: str, organization: str = "") -> dict[str, Any]:
+    """Take a grant back."""
+    now = context.clock.now()
+
+    def unit(connection: Connection) -> None:
+        owner = _organization(connection, organization, now)
+        grants.remove(connection, organization_id=owner.id, grant_id=id)
+        _audit(connection, context, owner=owner.id, action="grant.remove", thing=id)
+
+    context.store.database.write(unit)
+    return {"id": id}
+
+
+def _shown(grant: Grant) -> dict[str, Any]:
+    return {
+        "id": grant.id,
+        "organization": grant.organization_id,
+        "inbox": grant.mailbox_id,
+        "key": grant.api_key_id,
+        "address": grant.pattern,
+    }
+
+
 def queue_list(context: Context, *, limit: int = 50, state: str = "", domain: str = "") -> dict[str, Any]:
     """Return deliveries that are not final, or those of one state, oldest first."""
     rows = context.store.database.read(
@@ -258,6 +325,9 @@ OPERATIONS: Mapping[str, Operation] = {
     "domain-dns": domain_dns,
     "inbox-add": inbox_add,
     "key-add": key_add,
+    "grant-add": grant_add,
+    "grant-list": grant_list,
+    "grant-remove": grant_remove,
     "queue-list": queue_list,
     "explain": explain,
     "reconcile": reconcile_now,

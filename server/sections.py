@@ -9,6 +9,7 @@ names a file, or `credential:NAME` for a systemd credential.
 from __future__ import annotations
 
 import re
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -43,6 +44,11 @@ def _listen(text: str) -> str:
 
 def _next_hop(text: str) -> str:
     parse_next_hop(text)
+    return text
+
+
+def _network(text: str) -> str:
+    ip_network(text, strict=False)
     return text
 
 
@@ -228,11 +234,28 @@ class Smtp(Section):
         at_most=10_000,
     )
     max_received: int = setting(
-        100,
-        "Received fields at which a message is taken to loop; RFC 5321 6.3 asks for 100 at least.",
+        50,
+        "Received fields at which a message is taken to loop. RFC 5321 6.3 asks for 100 at least; no honest "
+        "way of mail has half as many hops.",
         unit="fields",
         at_least=10,
         at_most=1000,
+    )
+    mend_line_ends_of: Annotated[
+        tuple[Annotated[str, AfterValidator(_network)], ...], Field(strict=False, max_length=1000)
+    ] = setting(
+        (),
+        "Clients whose messages may hold a bare CR, a bare LF or NUL: each bare one becomes CRLF, NUL is "
+        "left out. From all others such a message is refused with 550 5.5.2. A message ends at CRLF.CRLF "
+        "alone, whoever sends it.",
+        allowed="a list of IP addresses and networks",
+    )
+    max_hold_seconds: int = setting(
+        30 * DAY,
+        "Longest time that submission holds a message before its delivery begins (FUTURERELEASE, RFC 4865). "
+        "0: not offered.",
+        at_least=0,
+        at_most=366 * DAY,
     )
 
 

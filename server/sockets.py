@@ -75,6 +75,21 @@ def plain_address(address: str) -> str:
     return address[7:] if address.startswith("::ffff:") and "." in address else address
 
 
+class Networks:
+    """Addresses and networks of clients that are treated apart; raises ValueError for what is neither."""
+
+    def __init__(self, networks: Iterable[str]) -> None:
+        self._networks = [ipaddress.ip_network(text, strict=False) for text in networks]
+
+    def covers(self, address: str) -> bool:
+        """Whether an IP address is among them; '' (a Unix socket) never is."""
+        try:
+            parsed = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        return any(parsed in network for network in self._networks)
+
+
 def network_of(address: str) -> str:
     """Return what a peer is counted by: an IPv4 address, an IPv6 /64, '' for a Unix socket."""
     address = plain_address(address)

@@ -66,6 +66,16 @@ def opportunistic_context() -> ssl.SSLContext:
     return context
 
 
+def verifying_context(trusted_file: Path | None = None) -> ssl.SSLContext:
+    """Return the client context that takes no server but the one it was told to find (RFC 9525).
+
+    trusted_file: PEM file of the authorities, the system's where there is none.
+    """
+    context = ssl.create_default_context(cafile=str(trusted_file) if trusted_file else None)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
 def make_self_signed(directory: Path, *, names: list[str], days: int = 825) -> tuple[Path, Path]:
     """Write a P-256 key and a self-signed certificate for names; returns (certificate, key) paths.
 

@@ -58,17 +58,18 @@ def _recipient(recipient: Recipient) -> dict[str, Any]:
 
 def envelope_text(envelope: Envelope) -> str:
     """Return the JSON that messages.envelope holds."""
-    return _encode(
-        {
-            "reverse_path": envelope.reverse_path,
-            "recipients": [_recipient(recipient) for recipient in envelope.recipients],
-            "body": envelope.body,
-            "smtputf8": envelope.smtputf8,
-            "ret": envelope.ret,
-            "envid": envelope.envid,
-            "require_tls": envelope.require_tls,
-        }
-    )
+    fields: dict[str, object] = {
+        "reverse_path": envelope.reverse_path,
+        "recipients": [_recipient(recipient) for recipient in envelope.recipients],
+        "body": envelope.body,
+        "smtputf8": envelope.smtputf8,
+        "ret": envelope.ret,
+        "envid": envelope.envid,
+        "require_tls": envelope.require_tls,
+    }
+    if envelope.hold_until is not None:
+        fields["hold_until"] = envelope.hold_until
+    return _encode(fields)
 
 
 def peer_text(peer: Peer) -> str:

@@ -398,7 +398,9 @@ def _delays(
     made: list[Event] = []
     for item in settlements:
         delivery = item.delivery
-        late = after is not None and at - delivery.created_at >= after
+        # RFC 4865 5: a message that was held is late only by its release.
+        begin = max(delivery.created_at, delivery.envelope.hold_until or 0)
+        late = after is not None and at - begin >= after
         if not late or item.outcome.state is not DeliveryState.DEFERRED:
             continue
         values = {"message": delivery.message_id, "delivery": delivery.id}

@@ -49,6 +49,7 @@ class Envelope:
 
     reverse_path: None is the null reverse-path. body: the BODY parameter.
     ret: FULL or HDRS or None; envid: as given, undecoded (RFC 3461 4.3, 4.4).
+    hold_until: when delivery may begin, in microseconds (RFC 4865), None for at once.
     """
 
     reverse_path: str | None
@@ -58,6 +59,7 @@ class Envelope:
     ret: str | None = None
     envid: str | None = None
     require_tls: bool = False
+    hold_until: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -470,6 +472,21 @@ class Route:
     pattern: str
     kind: str
     target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Leave to send as another address, for one inbox or one key.
+
+    pattern: 'local@domain' in normal form, or '*@domain'.
+    """
+
+    id: str
+    organization_id: str
+    mailbox_id: str | None
+    api_key_id: str | None
+    pattern: str
+    created_at: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -407,6 +407,19 @@ journals = Table(
     Column("updated_at", BigInteger, nullable=False),
 )
 
+# Who may send as an address that is not its own: an inbox or a key, one of the two.
+grants = Table(
+    "grants",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("organization_id", Text, ForeignKey("organizations.id"), nullable=False),
+    Column("mailbox_id", Text, ForeignKey("mailboxes.id")),
+    Column("api_key_id", Text, ForeignKey("api_keys.id")),
+    Column("pattern", Text, nullable=False),  # 'local@domain' or '*@domain'
+    Column("created_at", BigInteger, nullable=False),
+    Index("ix_grants_organization_id", "organization_id", "pattern"),
+)
+
 # Small durable facts of the appliance: instance id, server secret's salt, dev set-up done.
 settings = Table(
     "settings",

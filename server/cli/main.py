@@ -29,6 +29,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 domain_app = typer.Typer(no_args_is_help=True, help="Domains and their DNS records.")
 inbox_app = typer.Typer(no_args_is_help=True, help="Inboxes.")
 key_app = typer.Typer(no_args_is_help=True, help="API keys.")
+grant_app = typer.Typer(no_args_is_help=True, help="Who may send as an address that is not its own.")
 queue_app = typer.Typer(no_args_is_help=True, help="The delivery queue.")
 config_app = typer.Typer(no_args_is_help=True, help="The configuration file.")
 organization_app = typer.Typer(no_args_is_help=True, help="Organizations.")
@@ -37,6 +38,7 @@ for name, group in {
     "domain": domain_app,
     "inbox": inbox_app,
     "key": key_app,
+    "grant": grant_app,
     "queue": queue_app,
     "policy": policy.app,
     "config": config_app,
@@ -133,6 +135,46 @@ def key_add(
     """Create an API key; prints its secret this once."""
     arguments = {"inbox": inbox, "organization": organization, "name": name, "scopes": scope}
     result = perform(config, "key-add", arguments, as_json=as_json)
+    show(result, as_json=as_json, how=output.facts)
+
+
+@grant_app.command("add")
+def grant_add(
+    address: Annotated[str, typer.Argument(help="local@domain, or *@domain for all of a domain.")],
+    inbox: Annotated[str, typer.Option(help="Address of the inbox that may send as it.")] = "",
+    key: Annotated[str, typer.Option(help="Or the API key, by id.")] = "",
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let an inbox or a key send as an address of its organization."""
+    arguments = {"address": address, "inbox": inbox, "key": key}
+    result = perform(config, "grant-add", arguments, as_json=as_json)
+    show(result, as_json=as_json, how=output.facts)
+
+
+@grant_app.command("list")
+def grant_list(
+    organization: Annotated[str, typer.Option(help="Name or id; not needed where there is one.")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 100,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show an organization's grants."""
+    arguments = {"organization": organization, "limit": limit}
+    result = perform(config, "grant-list", arguments, as_json=as_json)
+    show(result, as_json=as_json, how=output.grants)
+
+
+@grant_app.command("remove")
+def grant_remove(
+    identifier: str,
+    organization: Annotated[str, typer.Option(help="Name or id; not needed where there is one.")] = "",
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a grant back."""
+    arguments = {"id": identifier, "organization": organization}
+    result = perform(config, "grant-remove", arguments, as_json=as_json)
     show(result, as_json=as_json, how=output.facts)
 
 

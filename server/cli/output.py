@@ -62,6 +62,19 @@ def _zone_value(kind: str, value: str) -> str:
     return " ".join(f'"{part}"' for part in parts)
 
 
+def grants(result: Mapping[str, Any]) -> None:
+    """Print grants, one a line."""
+    if not result["grants"]:
+        console().print(Text("no grants"))
+        return
+    table = Table(box=None, header_style="bold")
+    for title in ("grant", "address", "inbox or key"):
+        table.add_column(title, overflow="fold")
+    for row in result["grants"]:
+        table.add_row(row["id"], plain(row["address"]), row["inbox"] or row["key"])
+    console().print(table)
+
+
 def queue(result: Mapping[str, Any]) -> None:
     """Print the queue's counts and deliveries."""
     counts = ", ".join(f"{count} {state}" for state, count in sorted(result["counts"].items()))

@@ -18,7 +18,8 @@ from server.delivery.exchangers import Exchanger, Exchangers, Unroutable, in_ord
 from server.delivery.outcome import Hop
 from server.delivery.route import Route, fixed
 from server.smtp.client import ConnectFailed, Endpoint
-from server.smtp.client_machine import Answer, Dialect, Transaction
+from server.smtp.client_machine import NO_REQUIRETLS, Answer, Dialect, Transaction
+from server.smtp.client_reply import Reply
 from storage.records import Handover
 
 if TYPE_CHECKING:
@@ -47,6 +48,11 @@ class Group:
     domain: str
     hop: Route
     deliveries: tuple[Delivery, ...]
+
+    @property
+    def require_tls(self) -> bool:
+        """Whether the message goes only under verified TLS (RFC 8689)."""
+        return self.deliveries[0].envelope.require_tls
 
     @property
     def message_id(self) -> str:
@@ -134,7 +140,7 @@ class Transmitter:
 
     async def _connection(self, group: Group) -> Taken:
         """Return a connection, an idle one to the best hosts before a new one; raises Unroutable."""
-        exchangers = in_order(await self._find(group), self._dice)
+        exchangers = await self._in_order(group)
         best = exchangers[0].preference
         for exchanger in exchangers:
             for place in exchanger.endpoints if exchanger.preference == best else ():
@@ -144,7 +150,18 @@ class Transmitter:
         return await self._open(group, exchangers)
 
     async def _fresh(self, group: Group) -> Taken:
-        return await self._open(group, in_order(await self._find(group), self._dice))
+        return await self._open(group, await self._in_order(group))
+
+    async def _in_order(self, group: Group) -> list[Exchanger]:
+        exchangers = in_order(await self._find(group), self._dice)
+        if not group.require_tls:
+            return exchangers
+        # RFC 8689 4.2.1: the host's name is proved before its certificate says anything.
+        proved = [_verified(one) for one in exchangers if one.authenticated]
+        if not proved:
+            text = f"the message requires TLS, and no DNSSEC protects the MX records of {group.domain}"
+            raise Unroutable(outcome.bounced("dns", 550, "5.7.30", text))
+        return proved
 
     async def _open(self, group: Group, exchangers: Sequence[Exchanger]) -> Taken:
         places = [place for exchanger in exchangers for place in exchanger.endpoints]
@@ -161,7 +178,11 @@ class Transmitter:
             try:
                 taken = await self._pool.open(place)
             except ConnectFailed as failure:
-                last = (place, failure.answer)
+                last = (place, _unverified(failure.answer) if place.verified else failure.answer)
+                continue
+            if group.require_tls and not _may_carry(taken.client):
+                self._pool.give(taken.client)
+                last = (place, NO_REQUIRETLS)
                 continue
             if fixed(group.hop) or taken.client.greeting_name != self._hostname:
                 return taken
@@ -209,6 +230,22 @@ def _handover(client: Client) -> Handover:
     return Handover.DELIVERED if client.endpoint.dialect is Dialect.LMTP else Handover.RELAYED
 
 
+def _verified(exchanger: Exchanger) -> Exchanger:
+    return replace(exchanger, endpoints=tuple(replace(one, verified=True) for one in exchanger.endpoints))
+
+
+def _may_carry(client: Client) -> bool:
+    return client.tls_version is not None and "REQUIRETLS" in client.extensions
+
+
+def _unverified(answer: Answer) -> Answer:
+    """Return what a failed handshake means: a certificate that does not hold is a refusal for good."""
+    if answer.phase != "tls" or "CERTIFICATE" not in answer.text.upper():
+        return answer
+    text = f"the message requires TLS: {answer.text}"
+    return Answer("policy", Reply(550, "5.7.30", (text,)), text)
+
+
 def _hop(place: Endpoint) -> Hop:
     return Hop(place.host, place.address)
 
@@ -245,6 +282,7 @@ def _transaction(deliveries: Sequence[Delivery], letter: Letter, *, ascii_only: 
         utf8_header=letter.utf8_header,
         ret=envelope.ret,
         envid=envelope.envid,
+        require_tls=envelope.require_tls,
     )
 
 

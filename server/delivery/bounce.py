@@ -26,7 +26,7 @@ from server.refusal import Refusal
 from storage import events as event_log
 from storage import ids, notices, queue
 from storage.errors import StorageError
-from storage.notices import Concerned
+from storage.notices import Addressed, Concerned
 from storage.records import Envelope, Event, Handover, Peer, Recipient, Source
 
 if TYPE_CHECKING:
@@ -249,11 +249,15 @@ def may_answer(about: Concerned) -> bool:
 def returned_part(about: Concerned, group: Sequence[Event]) -> Returned:
     """Return how much of the message goes back (RFC 3461 4.3: all of it only for a failure)."""
     failed = all(event.kind in queue.FAILURES for event in group)
-    return Returned.FULL if failed and about.envelope.ret == "FULL" else Returned.HDRS
+    # RFC 8689 5: the body of a message that had to be protected goes back to nobody. RFC 3030: nor does
+    # what only a binary way can carry.
+    is_whole = about.envelope.ret == "FULL" and not about.envelope.require_tls
+    is_whole = is_whole and about.envelope.body != "BINARYMIME"
+    return Returned.FULL if failed and is_whole else Returned.HDRS
 
 
 def _statuses(about: Concerned, event: Event) -> Iterator[RecipientStatus]:
-    known = about.deliveries.get(event.delivery_id or "")
+    known = _local(event) if event.delivery_id is None else about.deliveries.get(event.delivery_id)
     delayed = event.kind == "message.delayed"
     if known is None or not wants(known.recipient, _occasion(event)):
         return
@@ -267,6 +271,14 @@ def _statuses(about: Concerned, event: Event) -> Iterator[RecipientStatus]:
         last_attempt_at=event.at,
         will_retry_until=known.expires_at if delayed else None,
     )
+
+
+def _local(event: Event) -> Addressed:
+    """Return the recipient of a message that went straight into an inbox: intake said it in the event."""
+    recipient = Recipient(
+        _text(event, "recipient"), frozenset({_occasion(event)}), _text(event, "orcpt") or None
+    )
+    return Addressed(recipient, event.at)
 
 
 def _occasion(event: Event) -> str:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from server.delivery import outbox, outcome
 from server.delivery.ledger import Suppressed
-from server.delivery.letter import Letter, read_letter
+from server.delivery.letter import Letter, read_letter, recoded
 from server.delivery.route import Home
+from server.mail.recoding import Unencodable
 from server.next_hop import NextHopKind
 from storage.errors import StorageError
 from storage.records import DeliveryState, Outcome
@@ -79,6 +80,12 @@ class Carrier:
         if hop.kind is NextHopKind.REFUSE:
             text = f"this server sends no mail to {group.domain}"
             return {one.id: outcome.bounced("policy", 550, "5.7.1", text) for one in going}
+        if going[0].envelope.body == "BINARYMIME":
+            try:
+                letter = await self._threads.run(recoded, letter)
+            except Unencodable as error:
+                text = f"the message is binary and cannot be converted: {error}"
+                return {one.id: outcome.bounced("policy", 554, "5.6.3", text) for one in going}
         if letter.bare_ends:
             text = "the message has a CR or LF that stands alone, which no server may send"
             return {one.id: outcome.bounced("policy", 554, "5.6.0", text) for one in going}

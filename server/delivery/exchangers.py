@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv6Address, ip_address
 from typing import TYPE_CHECKING
 
@@ -41,10 +41,14 @@ class Unroutable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Exchanger:
-    """One host of a domain with its addresses; those of one preference are equals."""
+    """One host of a domain with its addresses; those of one preference are equals.
+
+    authenticated: its name is beyond doubt, by DNSSEC or by configuration.
+    """
 
     preference: int
     endpoints: tuple[Endpoint, ...]
+    authenticated: bool = False
 
 
 class Exchangers:
@@ -70,13 +74,13 @@ class Exchangers:
             except DnsFailure as failure:
                 # Configured by hand: whatever is wrong with it, the mail is not to blame.
                 raise Unroutable(outcome.deferred("dns", str(failure), enhanced="4.4.3")) from None
-        return (Exchanger(0, tuple(Endpoint(hop.host, one, hop.port, dialect) for one in found)),)
+        return (Exchanger(0, tuple(Endpoint(hop.host, one, hop.port, dialect) for one in found), True),)
 
     async def of_domain(self, domain: str) -> tuple[Exchanger, ...]:
         """Return a domain's hosts, best preference first; raises Unroutable."""
         if domain.startswith("["):
             return (self._literal(domain),)
-        hosts, implicit = await self._hosts(domain)
+        hosts, implicit, authenticated = await self._hosts(domain)
         found: list[Exchanger] = []
         problems: list[str] = []
         unknown = False
@@ -88,7 +92,7 @@ class Exchangers:
                 unknown = unknown or isinstance(failure, DnsTemporary)
                 continue
             if exchanger.endpoints:
-                found.append(exchanger)
+                found.append(replace(exchanger, authenticated=authenticated))
             else:
                 problems.append(f"{record.host} has addresses of private networks only")
                 unknown = True
@@ -99,20 +103,22 @@ class Exchangers:
             raise Unroutable(outcome.bounced("dns", 550, "5.4.4", text))
         raise Unroutable(outcome.deferred("dns", text, enhanced="4.4.4"))
 
-    async def _hosts(self, domain: str) -> tuple[Sequence[Mx], bool]:
-        """Return the MX records to try, and whether they are the implicit one."""
+    async def _hosts(self, domain: str) -> tuple[Sequence[Mx], bool, bool]:
+        """Return the MX records to try, whether they are the implicit one, and whether DNSSEC proves them."""
         try:
-            records: Sequence[Mx] = (await dns.mx(self._resolver, domain)).records
+            answer = await dns.mx(self._resolver, domain)
+            records: Sequence[Mx] = answer.records
         except NoSuchDomain:
             raise Unroutable(outcome.no_such_domain(domain)) from None
         except NoAnswer:
             # RFC 5321 5.1: without MX records the domain is its own host.
-            return (Mx(0, domain),), True
+            return (Mx(0, domain),), True, False
         except DnsTemporary as failure:
             raise Unroutable(outcome.deferred("dns", str(failure), enhanced="4.4.3")) from None
         if all(not record.host for record in records):
             raise Unroutable(outcome.null_mx(domain))
-        return self._without_loop(domain, [record for record in records if record.host]), False
+        named = self._without_loop(domain, [record for record in records if record.host])
+        return named, False, answer.authenticated
 
     def _without_loop(self, domain: str, records: list[Mx]) -> list[Mx]:
         ours = [record.preference for record in records if record.host == self._hostname]

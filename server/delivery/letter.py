@@ -2,15 +2,19 @@
 
 Owns reading the spool file: small ones whole, large ones scanned once and read
 again piece by piece. Refuses a message with bare CR or LF, which another
-server could take for two. RFC 5321 2.3.8, RFC 6532 3.
+server could take for two, unless it came as binary: then its binary parts go
+encoded. RFC 5321 2.3.8, RFC 6532 3, RFC 3030 3.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, replace
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
+
+from server.mail.recoding import recode
 
 if TYPE_CHECKING:
     from server.threads import Threads
@@ -24,6 +28,7 @@ class Letter:
     """A message's facts. whole: its octets where it is small. eight_bit: any octet over 127.
 
     utf8_header: such octets before the first empty line. bare_ends: a CR or LF that stands alone.
+    is_recoded: what goes out is the file with its binary parts encoded; octets is the size of that.
     """
 
     path: Path
@@ -32,6 +37,7 @@ class Letter:
     utf8_header: bool
     bare_ends: bool
     whole: bytes | None
+    is_recoded: bool = False
 
     def chunks(self, threads: Threads) -> Callable[[], AsyncIterator[bytes]]:
         """Return what gives the octets in order, from memory or by the file threads."""
@@ -48,7 +54,44 @@ class Letter:
             finally:
                 await threads.run(file.close)
 
+        async def from_recoding() -> AsyncIterator[bytes]:
+            mapped = await threads.run(_map, self.path)
+            try:
+                pieces = recode(mapped)
+                while piece := await threads.run(_gather, pieces):
+                    yield piece
+            finally:
+                mapped.close()
+
+        if self.is_recoded:
+            return from_recoding
         return from_file if self.whole is None else from_memory
+
+
+def recoded(letter: Letter) -> Letter:
+    """Return a binary message as it can be sent to every server; blocks; raises Unencodable."""
+    octets, eight_bit = 0, False
+    with _map(letter.path) as mapped:
+        for piece in recode(mapped):
+            octets += len(piece)
+            eight_bit = eight_bit or not piece.isascii()
+    return replace(letter, octets=octets, eight_bit=eight_bit, bare_ends=False, whole=None, is_recoded=True)
+
+
+def _map(path: Path) -> mmap:
+    with path.open("rb") as file:
+        return mmap(file.fileno(), 0, access=ACCESS_READ)
+
+
+def _gather(pieces: Iterator[bytes]) -> bytes:
+    """Return the next pieces together: a message of many parts has many short ones."""
+    gathered, octets = [], 0
+    for piece in pieces:
+        gathered.append(piece)
+        octets += len(piece)
+        if octets >= CHUNK_OCTETS:
+            break
+    return b"".join(gathered)
 
 
 def read_letter(path: Path) -> Letter:

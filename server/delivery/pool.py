@@ -11,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from server.smtp.client import Client, ConnectFailed, Endpoint, Timeouts, connect
 from server.smtp.client_machine import Answer
+from server.tls import verifying_context
 
 if TYPE_CHECKING:
     from server.clock import Clock
@@ -75,9 +77,12 @@ class Pool:
         clock: Clock,
         idle_seconds: float,
         messages_per_connection: int,
+        verifying: Callable[[], ssl.SSLContext] = verifying_context,
     ) -> None:
         self._hostname = hostname
         self._tls = tls
+        self._verifying: ssl.SSLContext | None = None
+        self._make_verifying = verifying
         self._timeouts = timeouts
         self._idle_seconds = idle_seconds
         self._messages = messages_per_connection
@@ -103,22 +108,29 @@ class Pool:
 
     async def open(self, place: Endpoint) -> Taken:
         """Return a new connection; raises ConnectFailed, and remembers the place that failed."""
-        in_clear = self._broken_tls.find(place) is not None
         try:
             client = await connect(
                 place,
                 hostname=self._hostname,
-                tls=None if in_clear else self._tls,
+                tls=self._context(place),
                 timeouts=self._timeouts,
             )
         except ConnectFailed as failure:
-            if failure.answer.phase == "tls":
+            if failure.answer.phase == "tls" and not place.verified:
                 self._broken_tls.remember(place, failure.answer)
             else:
                 self.dead.remember(place, failure.answer)
             raise
         self.dead.forget(place)
         return Taken(client, reused=False, note=self._note(place))
+
+    def _context(self, place: Endpoint) -> ssl.SSLContext | None:
+        if not place.verified:
+            return None if self._broken_tls.find(place) is not None else self._tls
+        if self._verifying is None:
+            # Reading the system's authorities takes milliseconds and memory: only where it is wanted.
+            self._verifying = self._make_verifying()
+        return self._verifying
 
     def give(self, client: Client) -> None:
         """Take a connection back: it is kept if it can be used again, else closed."""

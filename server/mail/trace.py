@@ -4,7 +4,7 @@ Owns Received, Return-Path and Delivered-To with their line ends, and counting
 Received fields. What a stranger said of himself is written so that it can end
 neither a line nor a comment. Reads no clock: the time is an argument.
 
-RFC 5321 4.4 and 6.3, RFC 3848 and RFC 6531 4.3 ('with' keywords).
+RFC 5321 4.4 and 6.3, RFC 3848 and RFC 6531 4.3 ('with' keywords), RFC 8314 4.3 ('tls').
 """
 
 import re
@@ -16,6 +16,16 @@ from storage.records import Peer
 MAX_WORD_OCTETS = 255
 
 _EXTENDED_DOMAIN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?\.?|\[[A-Za-z0-9.:]+\]")
+# RFC 8314 4.3 wants IANA's names; those of TLS 1.3 are IANA's already.
+_SUITES = {
+    f"ECDHE-{key}-{ours}": f"TLS_ECDHE_{key}_WITH_{theirs}"
+    for key in ("ECDSA", "RSA")
+    for ours, theirs in (
+        ("AES128-GCM-SHA256", "AES_128_GCM_SHA256"),
+        ("AES256-GCM-SHA384", "AES_256_GCM_SHA384"),
+        ("CHACHA20-POLY1305", "CHACHA20_POLY1305_SHA256"),
+    )
+}
 _NOT_A_WORD = re.compile(r"[^A-Za-z0-9._:\[\]-]")
 _NOT_IN_A_PATH = re.compile("[\x00-\x20\x7f-\x9f<>\u2028\u2029\ud800-\udfff]")
 _SPACED = re.compile(rb"\nreceived[ \t]+:")  # RFC 5322 4.5 allows white space there
@@ -45,6 +55,8 @@ def received(
     clauses = [who, f"({_tls(peer)})", how] if peer.tls_version else [who, how]
     if recipient is not None:
         clauses.append(f"for <{_path(recipient)}>")
+    if peer.tls_cipher and (suite := _suite(peer.tls_cipher)):
+        clauses.append(f"tls {suite}")
     clauses[-1] += ";"
     clauses.append(format_date(at))
     return _fold("Received:", clauses)
@@ -84,6 +96,11 @@ def _tcp_information(peer: Peer) -> str:
 def _tls(peer: Peer) -> str:
     version, cipher = _word(peer.tls_version or ""), _word(peer.tls_cipher or "")
     return f"using {version} with cipher {cipher}" if cipher else f"using {version}"
+
+
+def _suite(cipher: str) -> str:
+    """The registered name of a cipher suite that OpenSSL names, '' where it is none of those we offer."""
+    return _word(cipher) if cipher.startswith("TLS_") else _SUITES.get(cipher, "")
 
 
 def _word(text: str) -> str:

@@ -50,12 +50,16 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where to connect: the host's name (for TLS and reports), its IP address, the port, what it speaks."""
+    """Where to connect: the host's name (for TLS and reports), its IP address, the port, what it speaks.
+
+    verified: only under TLS with a certificate for that name.
+    """
 
     host: str
     address: str
     port: int
     dialect: Dialect = Dialect.SMTP
+    verified: bool = False
 
 
 class ConnectFailed(Exception):

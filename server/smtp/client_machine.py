@@ -4,7 +4,7 @@ Owns which command is sent when, what each reply means for which recipient, and
 whether the connection can carry another message. Octets go in by `receive`,
 come out by `take`; the connection waits for `state` to change. Converts no
 content and knows no deadline. RFC 5321, 2920 (PIPELINING), 1870 (SIZE), 6152
-(8BITMIME), 6531 (SMTPUTF8), 3461 (DSN), 3207 (STARTTLS), 2033 (LMTP).
+(8BITMIME), 6531 (SMTPUTF8), 3461 (DSN), 3207 (STARTTLS), 8689 (REQUIRETLS), 2033 (LMTP).
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ WAITING = frozenset({State.HANDSHAKE, State.READY, State.SEND, State.CLOSED})
 class Transaction:
     """One message to one host. octets: its size with CRLF line ends; eight_bit: any octet over 127.
 
-    utf8_header: the header has such octets, which only SMTPUTF8 allows (RFC 6532).
+    utf8_header: the header has such octets, which only SMTPUTF8 allows (RFC 6532). require_tls: it goes
+    only where TLS protects it and REQUIRETLS is announced (RFC 8689).
     """
 
     reverse_path: str | None
@@ -63,6 +64,7 @@ class Transaction:
     utf8_header: bool = False
     ret: str | None = None
     envid: str | None = None
+    require_tls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +165,7 @@ class Machine:
         assert self.state is State.READY
         self.transactions += 1
         self.accepted = ()
-        obstacle = find_obstacle(self.extensions, transaction)
+        obstacle = find_obstacle(self.extensions, transaction, secure=self.secure)
         self._answers = [obstacle for _ in transaction.recipients]
         if obstacle is not None:
             return
@@ -372,12 +374,14 @@ _PHASES = {
 }
 
 
-def find_obstacle(extensions: Extensions, transaction: Transaction) -> Answer | None:
+def find_obstacle(extensions: Extensions, transaction: Transaction, *, secure: bool = False) -> Answer | None:
     """Return why a transaction cannot go to a server with these extensions, or None."""
     addresses = [transaction.reverse_path or "", *(item.address for item in transaction.recipients)]
     parameters = [transaction.ret, transaction.envid, *(item.orcpt for item in transaction.recipients)]
     if any(map(_unsendable, addresses)) or any(map(_no_parameter, filter(None, parameters))):
         return _obstacle(501, "5.1.3", "an address has characters that no command can carry")
+    if transaction.require_tls and not (secure and "REQUIRETLS" in extensions):
+        return NO_REQUIRETLS
     limit = extensions.size_limit
     if limit is not None and transaction.octets > limit:
         # RFC 1870 6.1: what cannot be taken is not sent.
@@ -398,6 +402,12 @@ def _obstacle(code: int, enhanced: str, text: str) -> Answer:
     return Answer("policy", Reply(code, enhanced, (text,)), text)
 
 
+# RFC 8689 7.1 and 4.2.1: X.7.30.
+NO_REQUIRETLS = _obstacle(
+    550, "5.7.30", "the message requires TLS, and the server does not offer REQUIRETLS under TLS"
+)
+
+
 def _unsendable(address: str) -> bool:
     return not address.isprintable() or "<" in address or ">" in address.partition('"')[0]
 
@@ -414,6 +424,8 @@ def _mail(extensions: Extensions, transaction: Transaction) -> str:
         line += " BODY=8BITMIME"
     if transaction.utf8_header or not line.isascii() or not _ascii_recipients(transaction):
         line += " SMTPUTF8"
+    if transaction.require_tls:
+        line += " REQUIRETLS"
     if "DSN" in extensions:
         line += f" RET={transaction.ret}" if transaction.ret else ""
         line += f" ENVID={transaction.envid}" if transaction.envid else ""

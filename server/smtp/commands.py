@@ -2,7 +2,7 @@
 
 Owns the sequence rules and the talk with intake and login. A handler answers at
 once, or returns the step that will; it refuses by raising Refusal.
-RFC 5321 3.1 to 3.8 and 4.1.4, 3030 (BDAT), 3207 (STARTTLS), 4954 (AUTH), 6409.
+RFC 5321 3.1 to 3.8 and 4.1.4, 3030 (BDAT), 3207 (STARTTLS), 4865, 4954 (AUTH), 6409.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from server.intake import Arrival
 from server.refusal import Refusal
 from server.smtp import door as doors
 from server.smtp import grammar, replies
-from server.smtp.data import ChunkReader, DataReader
+from server.smtp.data import ChunkReader, DataReader, LineEnds
 from server.smtp.sasl import Credentials, Exchange
 from storage.errors import Full
 from storage.records import Envelope
@@ -103,7 +103,22 @@ def _mail(session: Session, command: grammar.Mail) -> Step:
     declared = command.declared_octets
     if declared is not None and declared > session.server.settings.max_message_octets:
         raise Refusal(552, "5.3.4", "Message size exceeds the fixed maximum")
+    if command.hold_seconds is not None or command.envelope.hold_until is not None:
+        command = replace(command, envelope=_held(session, command))
     return _take_mail(session, command)
+
+
+def _held(session: Session, command: grammar.Mail) -> Envelope:
+    """Return the envelope with the time of its release; raises Refusal (RFC 4865 4)."""
+    now = session.server.clock.now()
+    until = command.envelope.hold_until
+    if until is None:
+        until = now + (command.hold_seconds or 0) * 1_000_000
+    if until > now + session.server.settings.max_hold_seconds * 1_000_000:
+        raise Refusal(501, "5.5.4", "The hold is longer than FUTURERELEASE allows")
+    if until < now:
+        raise Refusal(501, "5.5.4", "The time of HOLDUNTIL has passed")
+    return replace(command.envelope, hold_until=until)
 
 
 async def _take_mail(session: Session, command: grammar.Mail) -> None:
@@ -116,7 +131,7 @@ async def _take_mail(session: Session, command: grammar.Mail) -> None:
     session.transaction = envelope
     session.has_refused = False
     if envelope.smtputf8:
-        session.dialect = doors.SUBMITTING_WIDE if session.door.needs_login else doors.EXTENDED_WIDE
+        session.dialect = doors.widened(session.dialect)
     session.reply(replies.SENDER_OK)
 
 
@@ -156,6 +171,7 @@ async def _take_rcpt(session: Session, command: grammar.Rcpt, envelope: Envelope
         envelope.ret,
         envelope.envid,
         envelope.require_tls,
+        envelope.hold_until,
     )
     session.reply(replies.RECIPIENT_OK)
 
@@ -175,7 +191,10 @@ def _data(session: Session, _command: grammar.Data) -> None:
     _check_content(session)
     if session.reader is not None:
         raise Refusal(503, "5.5.1", "BDAT has begun; DATA cannot follow")  # RFC 3030 2
-    session.begin_content(DataReader(session.server.limits))
+    assert session.transaction is not None
+    if session.transaction.body == "BINARYMIME":
+        raise Refusal(503, "5.5.1", "BODY=BINARYMIME needs BDAT")  # RFC 3030 3
+    session.begin_content(DataReader(session.server.limits, session.server.line_ends(session.peer)))
     session.reply(replies.GO_AHEAD)
 
 
@@ -186,7 +205,7 @@ def _bdat(session: Session, command: grammar.Bdat) -> None:
         _check_idle(session)
     reader = session.reader
     if not isinstance(reader, ChunkReader):
-        reader = ChunkReader(session.server.limits)
+        reader = ChunkReader(session.server.limits, _line_ends(session))
         try:
             _check_content(session)
         except Refusal as refusal:
@@ -200,6 +219,12 @@ def _bdat(session: Session, command: grammar.Bdat) -> None:
     content = reader.open(command.octets, last=command.last)
     if content and session.body is not None:
         session.body.add(content)
+
+
+def _line_ends(session: Session) -> LineEnds:
+    if session.transaction is not None and session.transaction.body == "BINARYMIME":
+        return LineEnds.BINARY
+    return session.server.line_ends(session.peer)
 
 
 def end_content(session: Session) -> Step | None:

@@ -1,12 +1,13 @@
 """The doors of the SMTP server: MX, submission with STARTTLS, submission over TLS.
 
 Pure. Owns what differs between them: source, TLS, who must log in, and what EHLO
-announces in each state. RFC 6409, 8314, 5321 4.1.1.1, 9422 (LIMITS).
+announces and understands in each state. RFC 6409, 8314, 5321 4.1.1.1, 3030, 3461,
+8689 (REQUIRETLS), 4865 (FUTURERELEASE), 9422 (LIMITS).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from server.smtp import sasl
 from server.smtp.grammar import Dialect
@@ -29,34 +30,49 @@ SUBMISSIONS = Door("submissions", Source.SUBMISSION, implicit_tls=True, needs_lo
 
 _MAIL = frozenset({b"SIZE", b"BODY", b"SMTPUTF8", b"RET", b"ENVID"})
 _RCPT = frozenset({b"NOTIFY", b"ORCPT"})
-# RFC 3461 is spoken with our own users alone: what other servers bring gets no notices of success.
-_RECEIVED = frozenset({b"SIZE", b"BODY", b"SMTPUTF8"})
 
 PLAIN = Dialect()
-EXTENDED = Dialect(_RECEIVED)
-EXTENDED_WIDE = Dialect(_RECEIVED, wide=True)
+EXTENDED = Dialect(_MAIL, _RCPT)
+# RFC 8689 2 (3): REQUIRETLS is understood only where TLS protects it.
+EXTENDED_TLS = Dialect(_MAIL | {b"REQUIRETLS"}, _RCPT)
 # RFC 4954 3: who announces AUTH understands the parameter of MAIL.
-SUBMITTING = Dialect(_MAIL | {b"AUTH"}, _RCPT)
-SUBMITTING_WIDE = Dialect(_MAIL | {b"AUTH"}, _RCPT, wide=True)
+SUBMITTING = Dialect(_MAIL | {b"REQUIRETLS", b"AUTH"}, _RCPT)
+SUBMITTING_HELD = Dialect(SUBMITTING.mail | {b"HOLDFOR", b"HOLDUNTIL"}, _RCPT)
+
+
+def widened(dialect: Dialect) -> Dialect:
+    """Return a dialect as it is in a transaction begun with SMTPUTF8."""
+    return replace(dialect, wide=True)
 
 
 def keywords(
-    door: Door, *, max_octets: int, max_recipients: int, tls_offered: bool, tls_active: bool
+    door: Door,
+    *,
+    max_octets: int,
+    max_recipients: int,
+    tls_offered: bool,
+    tls_active: bool,
+    hold: str = "",
 ) -> tuple[str, ...]:
-    """Return the EHLO keywords of a session in its state."""
+    """Return the EHLO keywords of a session in its state. hold: FUTURERELEASE's limits, '' for none."""
     announced = [
         "PIPELINING",
         f"SIZE {max_octets}",
         "8BITMIME",
         "SMTPUTF8",
         "ENHANCEDSTATUSCODES",
-        *(["DSN"] if door.needs_login else []),
+        "DSN",
         "CHUNKING",
+        "BINARYMIME",
         f"LIMITS RCPTMAX={max_recipients}",
         "HELP",
     ]
     if tls_offered and not tls_active:
         announced.append("STARTTLS")
+    if tls_active:
+        announced.append("REQUIRETLS")
+    if hold:
+        announced.append(f"FUTURERELEASE {hold}")
     if door.needs_login and tls_active:
         announced.append("AUTH " + " ".join(sasl.MECHANISMS))
     return tuple(announced)

@@ -4,7 +4,8 @@ Pure: one line without its CRLF goes in, a command or a Refusal with the precise
 code comes out. Owns verbs, paths, ESMTP parameters and the length limits of
 lines; knows nothing of order, state or policy.
 RFC 5321 4.1 and 4.5.3.1, 1870 (SIZE), 6152 (BODY), 6531 (SMTPUTF8), 3461 (DSN),
-3030 (BDAT), 4954 (AUTH), 3207 (STARTTLS), 3463 and 2034 (enhanced codes).
+3030 (BDAT, BINARYMIME), 4954 (AUTH), 3207 (STARTTLS), 8689 (REQUIRETLS), 4865
+(HOLDFOR, HOLDUNTIL), 3463 and 2034 (enhanced codes).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from server.mail.address import AddressSyntax, parse_domain, parse_mailbox
 from server.refusal import Refusal
@@ -25,8 +27,8 @@ ORCPT_OCTETS = 500  # RFC 3461 4.2
 
 # What the extensions allow beyond 512 octets, by verb (names of the parameters beside each).
 LINE_OCTETS = {
-    # SIZE 26, BODY 17, SMTPUTF8 10, AUTH 500, RET and ENVID 131.
-    b"MAIL": COMMAND_OCTETS + 26 + 17 + 10 + 500 + 131,
+    # SIZE 26, BODY 17, SMTPUTF8 10, AUTH 500, RET and ENVID 131, REQUIRETLS 11, HOLDUNTIL 34.
+    b"MAIL": COMMAND_OCTETS + 26 + 17 + 10 + 500 + 131 + 11 + 34,
     b"RCPT": COMMAND_OCTETS + 613,  # NOTIFY and ORCPT
     b"VRFY": COMMAND_OCTETS + 10,  # RFC 6531 3.1
     b"EXPN": COMMAND_OCTETS + 10,
@@ -54,6 +56,8 @@ _ATOM = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]++")
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*+)")
 _MECHANISM = re.compile(rb"[A-Za-z0-9_-]{1,20}")
 _NOTIFY = frozenset({"SUCCESS", "FAILURE", "DELAY"})
+# RFC 3339 5.6: date-time; colons and 'Z' as ESMTP carries them.
+_DATE_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(?:\.\d{1,6})?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 
 
@@ -82,10 +86,14 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """MAIL FROM: an envelope without recipients, and the SIZE that was declared."""
+    """MAIL FROM: an envelope without recipients, and the SIZE that was declared.
+
+    hold_seconds: HOLDFOR, which the caller turns into a time; HOLDUNTIL is in the envelope.
+    """
 
     envelope: Envelope
     declared_octets: int | None
+    hold_seconds: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +239,7 @@ def _mail(argument: bytes, dialect: Dialect) -> Mail:
     path, rest = _split_path(argument, b"FROM:", "Syntax: MAIL FROM:<address> [parameters]", "5.1.7")
     parameters = _parameters(rest, dialect.mail) if rest else {}
     declared, body, smtputf8, ret, envid = None, "7BIT", False, None, None
+    require_tls, hold_seconds, hold_until = False, None, None
     for keyword, value in parameters.items():
         if keyword == b"SIZE":
             declared = _size(value)
@@ -244,9 +253,17 @@ def _mail(argument: bytes, dialect: Dialect) -> Mail:
             envid = _envid(value)
         elif keyword == b"AUTH":
             _check_auth_parameter(value)
+        elif keyword == b"REQUIRETLS":
+            require_tls = _flag(value, "REQUIRETLS")
+        elif keyword == b"HOLDFOR":
+            hold_seconds = _hold_for(value)
+        elif keyword == b"HOLDUNTIL":
+            hold_until = _hold_until(value)
+    if hold_seconds is not None and hold_until is not None:
+        raise _syntax("HOLDFOR and HOLDUNTIL exclude each other")  # RFC 4865 3 (4)
     reverse_path = None if path == b"<>" else _mailbox(path, wide=smtputf8, enhanced="5.1.7")
-    envelope = Envelope(reverse_path, (), body, smtputf8, ret, envid)
-    return Mail(envelope, declared)
+    envelope = Envelope(reverse_path, (), body, smtputf8, ret, envid, require_tls, hold_until)
+    return Mail(envelope, declared, hold_seconds)
 
 
 def _rcpt(argument: bytes, dialect: Dialect) -> Rcpt:
@@ -342,8 +359,8 @@ def _size(value: bytes | None) -> int:
 
 def _body(value: bytes | None) -> str:
     body = (value or b"").upper()
-    if body not in {b"7BIT", b"8BITMIME"}:
-        raise _syntax("BODY is 7BIT or 8BITMIME")
+    if body not in {b"7BIT", b"8BITMIME", b"BINARYMIME"}:
+        raise _syntax("BODY is 7BIT, 8BITMIME or BINARYMIME")
     return body.decode("ascii")
 
 
@@ -365,6 +382,24 @@ def _envid(value: bytes | None) -> str:
     if not text or len(text) > ENVID_OCTETS or _XTEXT.fullmatch(text) is None:
         raise _syntax("ENVID takes up to 100 characters of xtext")
     return text
+
+
+def _hold_for(value: bytes | None) -> int:
+    if value is None or not value.isdigit() or len(value) > 9:  # RFC 4865 3 (4): 1*9DIGIT
+        raise _syntax("HOLDFOR takes a number of seconds")
+    return int(value)
+
+
+def _hold_until(value: bytes | None) -> int:
+    """Return microseconds of UTC since 1970."""
+    text = _ascii(value)
+    try:
+        if _DATE_TIME.fullmatch(text) is None:
+            raise ValueError
+        at = datetime.fromisoformat(text.upper()).astimezone(UTC)
+        return round(at.timestamp() * 1_000_000)
+    except (ValueError, OverflowError):
+        raise _syntax("HOLDUNTIL takes a date and time as in 2030-01-31T08:00:00Z") from None
 
 
 def _check_auth_parameter(value: bytes | None) -> None:

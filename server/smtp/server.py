@@ -10,16 +10,17 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from server.smtp import door as doors
 from server.smtp import replies
 from server.smtp.body import Body, Memory
-from server.smtp.data import ContentLimits
+from server.smtp.data import ContentLimits, LineEnds
 from server.smtp.door import Door
 from server.smtp.session import Session
 from server.smtp.settings import MEBI, SmtpSettings
-from server.sockets import network_of
+from server.sockets import Networks, network_of
 
 if TYPE_CHECKING:
     import ssl
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from server.login import Login
     from server.smtp.grammar import Dialect
     from server.threads import Threads
+    from storage.records import Peer
 
 BACKLOG = 1024
 SWEEP_SECONDS = 5.0
@@ -72,6 +74,7 @@ class SmtpServer:
         self._hostname = hostname
         self._hellos: dict[tuple[str, bool, bool], bytes] = {}
         self._memory = Memory(settings.max_memory_octets)
+        self._mended = Networks(settings.mend_line_ends_of) if settings.mend_line_ends_of else None
         self._listeners: list[asyncio.AbstractServer] = []
         self._sessions: set[Session] = set()
         self._by_network: dict[str, int] = {}
@@ -198,23 +201,48 @@ class SmtpServer:
             threshold_octets=self.settings.spool_threshold_octets,
         )
 
+    def line_ends(self, peer: Peer) -> LineEnds:
+        """Return what becomes of bare CR, bare LF and NUL in what a client sends."""
+        if self._mended is None or not self._mended.covers(peer.address):
+            return LineEnds.STRICT
+        return LineEnds.MENDED
+
     def dialect(self, session: Session) -> Dialect:
         """Return what a session understands between transactions."""
         if not session.peer.extended:
             return doors.PLAIN
-        return doors.SUBMITTING if session.door.needs_login else doors.EXTENDED
+        if session.door.needs_login:
+            return doors.SUBMITTING_HELD if self.settings.max_hold_seconds else doors.SUBMITTING
+        return doors.EXTENDED_TLS if session.peer.tls_version is not None else doors.EXTENDED
 
     def hello_extended(self, session: Session) -> bytes:
         """Return the reply to EHLO in the session's state."""
         state = (session.door.name, self.tls_context() is not None, session.peer.tls_version is not None)
+        if (
+            session.door.needs_login
+            and session.peer.tls_version is not None
+            and self.settings.max_hold_seconds
+        ):
+            # It names the latest date that is taken at this moment.
+            return replies.hello(self._hostname, self._announced(session.door, state, hold=self._hold()))
         cached = self._hellos.get(state)
         if cached is None:
-            announced = doors.keywords(
-                session.door,
-                max_octets=self.settings.max_message_octets,
-                max_recipients=self.settings.max_recipients,
-                tls_offered=state[1],
-                tls_active=state[2],
-            )
+            announced = self._announced(session.door, state)
             cached = self._hellos[state] = replies.hello(self._hostname, announced)
         return cached
+
+    def _announced(self, door: Door, state: tuple[str, bool, bool], *, hold: str = "") -> tuple[str, ...]:
+        return doors.keywords(
+            door,
+            max_octets=self.settings.max_message_octets,
+            max_recipients=self.settings.max_recipients,
+            tls_offered=state[1],
+            tls_active=state[2],
+            hold=hold,
+        )
+
+    def _hold(self) -> str:
+        """Return FUTURERELEASE's limits: seconds, and the date they lead to (RFC 4865 3 (3))."""
+        seconds = self.settings.max_hold_seconds
+        latest = datetime.fromtimestamp(self.clock.now() // 1_000_000 + seconds, UTC)
+        return f"{seconds} {latest:%Y-%m-%dT%H:%M:%SZ}"

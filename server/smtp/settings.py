@@ -20,6 +20,8 @@ class SmtpSettings:
     a file early. max_idle_commands: NOOP, RSET, HELP, VRFY, empty BDAT and the like that a session
     may send between two transactions before each counts as an error.
     max_refused_recipients: refusals of MAIL and RCPT before the session is closed.
+    max_hold_seconds: longest wait that FUTURERELEASE takes, 0 for none. mend_line_ends_of: networks
+    whose bare CR and LF become CRLF.
     """
 
     max_message_octets: int = 50 * MEBI
@@ -33,8 +35,10 @@ class SmtpSettings:
     max_refused_recipients: int = 200
     max_idle_commands: int = 100
     max_login_failures: int = 3
-    max_received: int = 100
+    max_received: int = 50
     max_header_line_octets: int = 16_384
-    max_header_octets: int = 262_144
+    max_header_octets: int = MEBI
+    max_hold_seconds: int = 30 * 24 * 3600
+    mend_line_ends_of: tuple[str, ...] = ()
     spool_threshold_octets: int = 256 * 1024
     max_memory_octets: int = 64 * MEBI

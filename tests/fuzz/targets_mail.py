@@ -5,7 +5,8 @@ text that parses back to it, its normal form is its own normal form, and it hold
 control character. A header's address list never raises and is linear in its input.
 `check_structure`: every message has parts that lie inside one another in order, counts
 and depths within their limits, the same parts that a plain line-by-line reader finds,
-and text that can be stored.
+and text that can be stored. `check_recoding`: a message becomes lines, all within
+998 octets where a part says it is binary, or it is refused; lines stay as they are.
 """
 
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from server.mail.dates import format_date, parse_date
 from server.mail.dsn_reader import parse_notification
 from server.mail.envelope import read_envelope
 from server.mail.header import Header, decode, encode, fields, split
+from server.mail.recoding import Unencodable, recode
 from server.mail.structure import MAX_DEPTH, MAX_PARTS, Part, scan
 from server.mail.text import (
     MAX_TEXT_CHARACTERS,
@@ -50,6 +52,24 @@ def check_address(data: bytes) -> None:
     if wide is not None:
         _check_mailbox(wide)
     _check_list(data)
+
+
+def check_recoding(data: bytes) -> None:
+    """Any octets become lines or are refused, and once encoded stay so."""
+    try:
+        made = b"".join(recode(data))
+    except Unencodable:
+        assert not _has_lines_only(data) or b"binary" in data.lower()
+        return
+    assert _has_lines_only(made)
+    if b"binary" not in data.lower():
+        assert made == data
+    assert len(made) <= 3 * len(data) + 100 * data.lower().count(b"binary") + 100
+
+
+def _has_lines_only(octets: bytes) -> bool:
+    rest = octets.replace(b"\r\n", b"")
+    return not any(mark in rest for mark in (b"\r", b"\n", b"\0"))
 
 
 def check_structure(data: bytes) -> None:

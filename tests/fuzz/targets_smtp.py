@@ -5,16 +5,23 @@ accepted contains no control character and formats to something that parses the 
 `check_data`: content read in segments equals content read whole, and both equal a
 plain octet-by-octet machine (which of several faults is named may differ); what is
 accepted has CRLF line ends only and no NUL; nothing behind the end is ever part of
-the content.
+the content. `check_loose`: content whose line ends are mended, or that is binary, reads
+the same however it is cut; mended content ends where strict content ends and is clean.
 """
 
 from server.refusal import Refusal
 from server.smtp import door, grammar
-from server.smtp.data import ChunkReader, ContentLimits, DataReader
+from server.smtp.data import ChunkReader, ContentLimits, DataReader, LineEnds
 
 CODES = frozenset({500, 501, 502, 504, 553, 555})
 LIMITS = ContentLimits(octets=2048, received=5, header_line_octets=200, header_octets=1024)
-DIALECTS = (door.PLAIN, door.EXTENDED, door.EXTENDED_WIDE, door.SUBMITTING, door.SUBMITTING_WIDE)
+DIALECTS = (
+    door.PLAIN,
+    door.EXTENDED,
+    door.widened(door.EXTENDED),
+    door.SUBMITTING_HELD,
+    door.widened(door.SUBMITTING_HELD),
+)
 
 
 def check_grammar(line: bytes) -> None:
@@ -64,6 +71,26 @@ def check_data(octets: bytes) -> None:
     assert read_chunks(chunks, blocks) == read_chunks([stream], len(stream) or 1)
 
 
+def check_loose(octets: bytes) -> None:
+    """The first octet chooses how the rest is cut; every cut reads the same."""
+    stream = octets[1:]
+    size = (octets[0] if octets else 0) % 23 + 1
+    pieces = [stream[at : at + size] for at in range(0, len(stream), size)] or [b""]
+    strict, mended = read_data([stream]), read_data([stream], LineEnds.MENDED)
+    assert read_data(pieces, LineEnds.MENDED) == mended
+    assert mended[2:] == strict[2:]
+    if not strict[1]:
+        assert mended == strict
+    _check_clean(mended[0])
+    for ends in (LineEnds.MENDED, LineEnds.BINARY):
+        whole = read_chunks([stream], len(stream) or 1, ends)
+        assert read_chunks(pieces, 3, ends) == whole
+        if ends is LineEnds.MENDED:
+            _check_clean(whole[0])
+        elif not whole[1]:
+            assert whole[0] == stream
+
+
 def _check_clean(content: bytes) -> None:
     stripped = content.replace(b"\r\n", b"")
     assert b"\r" not in stripped
@@ -71,9 +98,9 @@ def _check_clean(content: bytes) -> None:
     assert b"\0" not in stripped
 
 
-def read_data(segments: list[bytes]) -> tuple[bytes, bool, bool, bytes]:
+def read_data(segments: list[bytes], ends: LineEnds = LineEnds.STRICT) -> tuple[bytes, bool, bool, bytes]:
     """Content, whether it is at fault, whether it ended, and what came behind, of a stream in segments."""
-    reader = DataReader(LIMITS)
+    reader = DataReader(LIMITS, ends)
     content, rest = b"", b""
     for segment in segments:
         if reader.ended:
@@ -85,9 +112,9 @@ def read_data(segments: list[bytes]) -> tuple[bytes, bool, bool, bytes]:
     return b"" if at_fault else content, at_fault, reader.ended, rest
 
 
-def read_chunks(chunks: list[bytes], block: int) -> tuple[bytes, bool]:
+def read_chunks(chunks: list[bytes], block: int, ends: LineEnds = LineEnds.STRICT) -> tuple[bytes, bool]:
     """Content, and whether it is at fault, of BDAT chunks, each fed in blocks."""
-    reader = ChunkReader(LIMITS)
+    reader = ChunkReader(LIMITS, ends)
     content = b""
     for index, chunk in enumerate(chunks):
         content += reader.open(len(chunk), last=index == len(chunks) - 1)

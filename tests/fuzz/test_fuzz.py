@@ -241,6 +241,22 @@ TARGETS: dict[str, tuple[Target, list[bytes], list[bytes]]] = {
         [MESSAGE + b".\r\nMAIL FROM:<>\r\n", b".\r\n", b"..a\r\n.b\r\n.\r\n", b"a\n.\nb\r.\r\r\n.\r\n"],
         SMTP_WORDS,
     ),
+    "smtp-loose-data": (
+        targets_smtp.check_loose,
+        [MESSAGE + b".\r\nMAIL FROM:<>\r\n", b"a\n.\nb\r.\r\r\n.\r\n", b"a: b\r\n\r\n\0\n..\r\n\r.\r\n"],
+        SMTP_WORDS,
+    ),
+    "recoding": (
+        targets_mail.check_recoding,
+        [
+            MESSAGE,
+            b"Content-Type: image/x\r\nContent-Transfer-Encoding: binary\r\n\r\n\0\n",
+            b"Content-Transfer-Encoding: binary\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n"
+            b"Content-Transfer-Encoding: binary\r\n\r\n" + b"x" * 1200 + b"\r\n--b--\r\n",
+            SIGNED,
+        ],
+        [*MAIL_WORDS, b"Content-Transfer-Encoding: binary\r\n", b"multipart/signed"],
+    ),
     "imap": (
         targets_imap.check_grammar,
         [

@@ -18,9 +18,24 @@ def test_received_says_who_how_and_when():
     ) == (
         b"Received: from mail.example.org (host.example.org [192.0.2.1])\r\n"
         b"\t(using TLSv1.3 with cipher TLS_AES_256_GCM_SHA384)\r\n"
-        b"\tby mx.example.net with ESMTPS id msg_1 for <a@example.net>;\r\n"
-        b"\tSun, 23 Nov 2025 06:24:00 +0000\r\n"
+        b"\tby mx.example.net with ESMTPS id msg_1 for <a@example.net>\r\n"
+        b"\ttls TLS_AES_256_GCM_SHA384; Sun, 23 Nov 2025 06:24:00 +0000\r\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("cipher", "clause"),
+    [
+        ("ECDHE-RSA-AES128-GCM-SHA256", b"tls TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256;"),
+        ("ECDHE-ECDSA-CHACHA20-POLY1305", b"tls TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256;"),
+        ("ECDHE-RSA-AES256-GCM-SHA384", b"tls TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384;"),
+        ("SOMETHING-ELSE", None),
+    ],
+)
+def test_suites_have_their_registered_names(cipher, clause):
+    peer = Peer("192.0.2.1", 25, "a", True, "TLSv1.2", cipher)
+    made = received(peer, host="mx", protocol="ESMTPS", id="m", at=AT)
+    assert (clause in made) if clause else (b" tls " not in made and b"\ttls " not in made)
 
 
 def test_received_of_a_bare_peer():

@@ -146,12 +146,30 @@ def test_parameters_reach_intake():
     uvloop.run(scenario())
 
 
-def test_delivery_status_parameters_are_for_our_own_users():
+def test_parameters_of_every_extension_reach_the_envelope():
     async def scenario():
         async with running() as rig, connected(rig.mx) as client:
-            assert (await client.ask("MAIL FROM:<a@b.example> RET=HDRS")).startswith("555 5.5.4")
-            await client.ask("MAIL FROM:<a@b.example>")
-            assert (await client.ask("RCPT TO:<ann@example.org> NOTIFY=NEVER")).startswith("555 5.5.4")
+            assert (await client.ask("MAIL FROM:<a@b.example> RET=HDRS ENVID=q+2B BODY=8BITMIME"))[
+                :3
+            ] == "250"
+            line = "RCPT TO:<ann@example.org> NOTIFY=SUCCESS,DELAY ORCPT=rfc822;ann+40old.example"
+            assert (await client.ask(line))[:3] == "250"
+            await client.ask("DATA")
+            assert (await client.ask("a: b\r\n\r\n."))[:3] == "250"
+            envelope = rig.intake.arrivals[0].envelope
+            assert (envelope.ret, envelope.envid, envelope.body) == ("HDRS", "q+2B", "8BITMIME")
+            recipient = envelope.recipients[0]
+            assert recipient.notify == {"SUCCESS", "DELAY"}
+            assert recipient.orcpt == "rfc822;ann+40old.example"
+
+    uvloop.run(scenario())
+
+
+@pytest.mark.parametrize("parameter", ["REQUIRETLS", "HOLDFOR=60", "HOLDUNTIL=2040-01-01T00:00:00Z"])
+def test_parameters_that_were_not_announced_are_refused(parameter):
+    async def scenario():
+        async with running() as rig, connected(rig.mx) as client:
+            assert (await client.ask(f"MAIL FROM:<a@b.example> {parameter}")).startswith("555 5.5.4")
 
     uvloop.run(scenario())
 
