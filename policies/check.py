@@ -9,12 +9,14 @@ condition that is no bool.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from policies.expression import Binary, Call, Expression, ListOf, Literal, Name, Unary
-from policies.facts import FACTS, Fact, Kind
+from policies.facts import FACTS, LIMIT_PREFIX, LIMITS, Fact, Kind
+from policies.patterns import compile_pattern
+from policies.rules import Function, ListDeclaration, ListKind, ListSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +33,22 @@ FUNCTIONS = MappingProxyType(
         "endsWith": "text.endsWith(text): whether the text ends so.",
         "contains": "text.contains(text): whether the one is part of the other.",
         "size": "size(x) or x.size(): items of a list, UTF-8 octets of a text.",
+        "in_list": "fact.in_list(text): whether the fact, or an item of it, is in the [[list]] of that name.",
+        "matches": "fact.matches(text): whether the pattern (RE2) is found anywhere in the fact, or in an "
+        "item of it; ^ and $ bind it to the ends.",
         "exists": "list.exists(item, condition): whether the condition holds for one item.",
         "all": "list.all(item, condition): whether it holds for all; true for an empty list.",
         "exists_one": "list.exists_one(item, condition): whether it holds for exactly one.",
     }
 )
 _ON_TEXTS = ("startsWith", "endsWith", "contains")
+_DERIVED = frozenset(function.value for function in Function)
+_NETWORK_FACTS = frozenset({"client_ip"})
+_NAMES = [*FACTS, *(LIMIT_PREFIX + name for name in LIMITS)]
+NO_LISTS: Mapping[str, ListDeclaration] = MappingProxyType({})
 _QUANTIFIERS = ("exists", "all", "exists_one")
 _REFUSED = MappingProxyType(
     {
-        "matches": "each evaluation would compile the pattern anew; use contains, startsWith or endsWith",
         "map": "use exists or all",
         "filter": "use exists or all",
         "has": "every fact is always there: compare it with ''",
@@ -48,9 +56,11 @@ _REFUSED = MappingProxyType(
 )
 
 
-def check(tree: Expression, stages: Sequence[str]) -> list[Fault]:
+def check(
+    tree: Expression, stages: Sequence[str], lists: Mapping[str, ListDeclaration] = NO_LISTS
+) -> list[Fault]:
     """Return every mistake of a condition that is to be judged at these stages, in order of place."""
-    checker = _Checker(stages)
+    checker = _Checker(stages, lists)
     kind = checker.kind_of(tree)
     if kind not in {Kind.BOOL, None}:
         checker.fault(f"the condition must be true or false, this is {_named(kind)}", 0)
@@ -64,8 +74,9 @@ def _named(kind: Kind | None) -> str:
 class _Checker:
     """Types a tree from its leaves up; None is the type of what is faulty already."""
 
-    def __init__(self, stages: Sequence[str]) -> None:
+    def __init__(self, stages: Sequence[str], lists: Mapping[str, ListDeclaration]) -> None:
         self.stages = stages
+        self.lists = lists
         self.faults: list[Fault] = []
         self.variable: str | None = None
 
@@ -102,9 +113,11 @@ class _Checker:
     def name(self, tree: Name) -> Kind | None:
         if tree.name == self.variable:
             return Kind.STRING
+        if tree.name.removeprefix(LIMIT_PREFIX) in LIMITS and tree.name.startswith(LIMIT_PREFIX):
+            return Kind.INT
         fact = FACTS.get(tree.name)
         if fact is None:
-            near = difflib.get_close_matches(tree.name, list(FACTS), n=1)
+            near = difflib.get_close_matches(tree.name, _NAMES, n=1)
             hint = f": did you mean {near[0]}?" if near else ""
             self.fault(f"there is no fact {tree.name}{hint}", tree.at)
             return None
@@ -161,6 +174,9 @@ class _Checker:
         if tree.function in _ON_TEXTS:
             self.on_text(tree)
             return Kind.BOOL
+        if tree.function in _DERIVED:
+            self.derived(tree)
+            return Kind.BOOL
         if tree.function in _QUANTIFIERS:
             self.quantifier(tree)
             return Kind.BOOL
@@ -179,6 +195,47 @@ class _Checker:
             return
         self.want(tree.target, Kind.STRING, f"before .{tree.function}")
         self.want(tree.arguments[0], Kind.STRING, f"in {tree.function}()")
+
+    def derived(self, tree: Call) -> None:
+        """A function beside CEL: its target is a fact itself and its argument a text that stands there."""
+        arguments = tree.arguments
+        if not isinstance(tree.target, Name) or len(arguments) != 1 or not isinstance(arguments[0], Literal):
+            self.fault(f"{tree.function} is written fact.{tree.function}(text)", tree.at)
+            return
+        argument = arguments[0]
+        if tree.target.name == self.variable:
+            self.fault(f"ask the fact itself: {tree.function} looks at each item of a list", tree.at)
+            return
+        kind = self.kind_of(tree.target)
+        if kind not in {Kind.STRING, Kind.STRINGS, None}:
+            self.fault(f"only texts and lists of texts have .{tree.function}", tree.target.at)
+        elif not isinstance(argument.value, str):
+            self.fault(f"a text is wanted in {tree.function}()", argument.at)
+        elif tree.function == Function.MATCHES.value:
+            self.pattern(argument.value, argument.at)
+        else:
+            self.listed(tree.target, argument.value, argument.at)
+
+    def pattern(self, text: str, at: int) -> None:
+        try:
+            compile_pattern(text)
+        except ValueError as error:
+            self.fault(f"this is no pattern of RE2: {error}", at)
+
+    def listed(self, target: Name, name: str, at: int) -> None:
+        declared = self.lists.get(name)
+        if declared is None:
+            near = difflib.get_close_matches(name, list(self.lists), n=1)
+            hint = f": did you mean {near[0]}?" if near else ": declare it as [[list]]"
+            self.fault(f"there is no list {name}{hint}", at)
+            return
+        if (declared.kind is ListKind.NETWORKS) is not (target.name in _NETWORK_FACTS):
+            wanted = "a client's address" if declared.kind is ListKind.NETWORKS else f"{declared.kind.value}"
+            self.fault(
+                f"the list {name} holds {declared.kind.value}, {target.name} is not {wanted}", target.at
+            )
+        if declared.source is ListSource.DNS and "bounce" in self.stages:
+            self.fault(f"the list {name} comes from the DNS, which is not asked at stage bounce", at)
 
     def size(self, tree: Call) -> None:
         operands = [tree.target, *tree.arguments] if tree.target is not None else [*tree.arguments]

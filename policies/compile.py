@@ -13,17 +13,23 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from policies import library, plain
 from policies.check import check
 from policies.expression import Expression, ExpressionError, canonical, parse
-from policies.facts import STAGES
+from policies.facts import DEFAULT_LIMITS, FACTS, STAGES, Kind
 from policies.lines import Positions, positions
+from policies.listing import read_list
 from policies.rules import (
     ACTION_STAGES,
     FINAL_ACTIONS,
     Action,
+    Derived,
+    Function,
+    ListDeclaration,
+    ListSource,
     OnError,
     PlainTest,
     Rule,
@@ -42,12 +48,21 @@ KEYS: Mapping[str, tuple[type, str]] = {
     "stage": (str, "The stage, or a list of stages, at which the rule is asked. Required."),
     "when": (str, "The condition. Required; `true` always holds."),
     "action": (str, "What is done when the condition holds. Required."),
-    "code": (int, "Reply code of reject (550 unless given) and defer (451)."),
-    "enhanced": (str, "Enhanced status code of reject (5.7.1 unless given) and defer (4.7.1)."),
+    "code": (
+        int,
+        "Reply code of reject and pause (550 unless given), defer and limit (451), require_tls (530).",
+    ),
+    "enhanced": (str, "Enhanced status code that goes with code (5.7.1, 4.7.1, 5.7.0 unless given)."),
     "text": (str, "What the client is told, in ASCII. It should reveal no configuration."),
     "keyword": (str, "IMAP keyword that tag and quarantine set."),
     "header": (str, "Field `Name: value` that tag, quarantine and redirect put on top of the message."),
-    "target": (str, "Address that redirect sends the message to."),
+    "target": (str, "Address that redirect, copy and forward send the message to."),
+    "to": (str, "Where quarantine puts the message: `junk` (unless given) or `held`."),
+    "priority": (int, "Priority in the queue, -9 to 9; 0 is ordinary, higher goes first."),
+    "limit": (int, "How often the condition of limit may hold in a period."),
+    "period_seconds": (int, "The period of limit, 86400 at most."),
+    "per": (str, "The fact, a text, for each of whose values limit counts."),
+    "subject": (str, "Whom pause stops: `identity`, the credential or key, or `organization`."),
     "stop": (
         bool,
         "Whether later rules of the stage are passed over; always so for accept, reject and defer.",
@@ -59,18 +74,36 @@ KEYS: Mapping[str, tuple[type, str]] = {
         "451. Unless given, accept and tag skip, the others defer where their stage has a client to answer.",
     ),
 }
-_ONLY = {
-    "code": {Action.REJECT, Action.DEFER},
-    "enhanced": {Action.REJECT, Action.DEFER},
-    "text": {Action.REJECT, Action.DEFER},
-    "keyword": {Action.TAG, Action.QUARANTINE},
-    "header": {Action.TAG, Action.QUARANTINE, Action.REDIRECT},
-    "target": {Action.REDIRECT},
-    "stop": {Action.QUARANTINE, Action.TAG, Action.REDIRECT},
-}
 _REFUSALS = {
     Action.REJECT: (550, "5.7.1", "Refused by the policy of this server"),
     Action.DEFER: (451, "4.7.1", "Deferred by the policy of this server, try again later"),
+    Action.LIMIT: (451, "4.7.1", "Too much at once, try again later"),
+    Action.REQUIRE_TLS: (530, "5.7.0", "Use STARTTLS first"),
+    Action.PAUSE: (550, "5.7.1", "Sending is paused, ask the operator of this server"),
+}
+_REFUSING = set(_REFUSALS)
+_TARGETED = {Action.REDIRECT, Action.COPY, Action.FORWARD}
+_ONLY: Mapping[str, set[Action]] = {
+    "code": _REFUSING,
+    "enhanced": _REFUSING,
+    "text": _REFUSING,
+    "keyword": {Action.TAG, Action.QUARANTINE},
+    "header": {Action.TAG, Action.QUARANTINE, Action.REDIRECT},
+    "target": _TARGETED,
+    "to": {Action.QUARANTINE},
+    "priority": {Action.PRIORITY},
+    "limit": {Action.LIMIT},
+    "period_seconds": {Action.LIMIT},
+    "per": {Action.LIMIT},
+    "subject": {Action.PAUSE},
+    "stop": set(Action) - FINAL_ACTIONS,
+}
+# What is lost with these, where their condition cannot be evaluated, is no one's safety.
+_LENIENT = {Action.ACCEPT, Action.STOP, Action.TAG, Action.PRIORITY, Action.LIMIT}
+_NEEDED = {
+    Action.PRIORITY: ("priority",),
+    Action.LIMIT: ("limit", "period_seconds", "per"),
+    Action.PAUSE: ("subject",),
 }
 # Fields that say where a message comes from and what it holds are not a rule's to write.
 _PROTECTED = re.compile(
@@ -99,13 +132,24 @@ class PolicyError(Exception):
         self.problems = problems
 
 
-def compile_rules(sources: Sequence[tuple[str, str]]) -> RuleSet:
-    """Return the rule set of (path, text) pairs of TOML, in their order; raises PolicyError."""
+def compile_rules(sources: Sequence[tuple[str, str]], limits: Mapping[str, int] = DEFAULT_LIMITS) -> RuleSet:
+    """Return the rule set of (path, text) pairs of TOML, in their order; raises PolicyError.
+
+    limits: the figures that conditions call limit_…, all of facts.LIMITS.
+    """
     rules: list[Rule] = []
     problems: list[Problem] = []
     places: dict[str, str] = {}
-    for path, text in sources:
-        reader = _File(path, text)
+    files = [_File(path, text) for path, text in sources]
+    lists: dict[str, ListDeclaration] = {}
+    for reader in files:
+        for declared, line in reader.lists():
+            if declared.name in lists:
+                reader.problem(line, f"the list {declared.name} is there at {lists[declared.name].place}")
+            lists.setdefault(declared.name, declared)
+    derivations = plain.Derivations(limits)
+    for reader in files:
+        reader.known_lists, reader.derivations = lists, derivations
         for rule, line in reader.rules():
             if rule.name in places:
                 reader.problem(line, f"the name {rule.name} is taken by the rule at {places[rule.name]}")
@@ -116,8 +160,16 @@ def compile_rules(sources: Sequence[tuple[str, str]]) -> RuleSet:
         problems.append(Problem(sources[-1][0], 0, f"there are over {MAX_RULES} rules in all files"))
     if problems:
         raise PolicyError(tuple(problems))
-    stages = {stage: _index(rules, stage) for stage in STAGES}
-    return RuleSet(tuple(rules), {stage: index for stage, index in stages.items() if index.rules})
+    derived = derivations.by_name()
+    asked = frozenset(name for name, one in derived.items() if _is_asked_ahead(one, lists))
+    ahead = asked | {fact.name for fact in FACTS.values() if fact.ahead}
+    stages = {stage: _index(rules, stage, ahead) for stage in STAGES}
+    by_stage = {stage: index for stage, index in stages.items() if index.rules}
+    return RuleSet(tuple(rules), by_stage, derived, lists, asked)
+
+
+def _is_asked_ahead(derived: Derived, lists: Mapping[str, ListDeclaration]) -> bool:
+    return derived.function is Function.IN_LIST and lists[derived.argument].source is ListSource.DNS
 
 
 class _File:
@@ -128,27 +180,45 @@ class _File:
         self.text = text.replace("\r\n", "\n")
         self.problems: list[Problem] = []
         self.positions = Positions()
+        self.known_lists: Mapping[str, ListDeclaration] = {}
+        self.derivations = plain.Derivations()
+        self._read: dict[str, Any] | None = None
 
     def problem(self, line: int, message: str) -> None:
         self.problems.append(Problem(self.path, line, message))
 
     def rules(self) -> Iterator[tuple[Rule, int]]:
-        for number, table in enumerate(self._tables()):
+        for number, table in enumerate(self._tables("rule")):
             reading = _Reading(self, number, table)
             rule = reading.rule()
             if rule is not None:
                 yield rule, reading.line("name")
 
-    def _tables(self) -> list[Mapping[str, Any]]:
-        document = self._document()
-        for key in document:
-            if key != "rule":
-                self.problem(self.positions.keys.get((key,), 0), f"{key} is unknown: write [[rule]]")
-        tables = document.get("rule", [])
+    def lists(self) -> Iterator[tuple[ListDeclaration, int]]:
+        for number, table in enumerate(self._tables("list")):
+            declared = read_list(table, path=self.path, line=partial(self._line, number), fault=self.problem)
+            if declared is not None:
+                yield declared, self._line(number, "name")
+
+    def _line(self, number: int, key: str) -> int:
+        lines = self.positions.keys
+        return lines.get(("list", number, key), lines.get(("list", number), 0))
+
+    def _tables(self, kind: str) -> list[Mapping[str, Any]]:
+        tables = self._whole().get(kind, [])
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-            self.problem(self.positions.keys.get(("rule",), 0), "rules are written as [[rule]]")
+            self.problem(self.positions.keys.get((kind,), 0), f"{kind}s are written as [[{kind}]]")
             return []
         return tables
+
+    def _whole(self) -> dict[str, Any]:
+        if self._read is None:
+            self._read = self._document()
+            for key in self._read:
+                if key not in {"rule", "list"}:
+                    line = self.positions.keys.get((key,), 0)
+                    self.problem(line, f"{key} is unknown: write [[rule]] or [[list]]")
+        return self._read
 
     def _document(self) -> dict[str, Any]:
         if len(self.text) > MAX_FILE_OCTETS:
@@ -194,6 +264,7 @@ class _Reading:
         keyword, header, target = self._keyword(), self._header(), self._target(action)
         on_error = self._on_error(action, stages)
         self._effect(action)
+        figures = self._figures(stages)
         if self.faulty or tree is None or action is None:
             return None
         return self._made(
@@ -208,9 +279,11 @@ class _Reading:
             header=header,
             target=target,
             on_error=on_error,
+            **figures,
         )
 
     def _made(self, tree: Expression, *, action: Action, **values: Any) -> Rule | None:
+        tree = plain.derive(tree, self.file.derivations)
         text = canonical(tree)
         tests, rest = plain.cut(tree)
         try:
@@ -276,8 +349,10 @@ class _Reading:
         if word in {action.value for action in Action}:
             return Action(word)
         if "action" not in self.faulty:
-            names = ", ".join(action.value for action in Action)
-            self.fault("action", f"there is no action {word}: there are {names}")
+            names = [action.value for action in Action]
+            near = difflib.get_close_matches(word, names, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+            self.fault("action", f"there is no action {word}: {hint}")
         return None
 
     def _condition(self, stages: tuple[str, ...]) -> Expression | None:
@@ -289,7 +364,7 @@ class _Reading:
         except ExpressionError as error:
             self._when_fault(text, error.message, error.at)
             return None
-        for fault in check(tree, stages):
+        for fault in check(tree, stages, self.file.known_lists):
             self._when_fault(text, fault.message, fault.at)
         return tree
 
@@ -308,6 +383,9 @@ class _Reading:
             if key in self.table and action not in actions:
                 words = " and ".join(sorted(item.value for item in actions))
                 self.fault(key, f"{key} belongs to {words}, not to {action.value}")
+        for key in _NEEDED.get(action, ()):
+            if key not in self.table:
+                self.fault("action", f"{action.value} needs {key}")
 
     def _reply(self, action: Action | None) -> tuple[int, str, str]:
         if action not in _REFUSALS:
@@ -316,7 +394,7 @@ class _Reading:
         code = self.table.get("code", code)
         enhanced = self.table.get("enhanced", enhanced)
         text = self.table.get("text", text)
-        kind = 5 if action is Action.REJECT else 4
+        kind = 4 if action in {Action.DEFER, Action.LIMIT} else 5
         # RFC 5321 4.2.1: the second digit is 0 to 5. 421 closes the session, which rules do not.
         if "code" not in self.faulty and (code // 100 != kind or code % 100 > 59 or code == 421):
             self.fault("code", f"{code} is no reply code for {action.value}: {kind}00 to {kind}59")
@@ -351,11 +429,11 @@ class _Reading:
 
     def _target(self, action: Action | None) -> str:
         target = self._text("target")
-        if action is Action.REDIRECT and "target" not in self.faulty:
+        if action in _TARGETED and "target" not in self.faulty:
             label = r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?"
             plain_address = rf"[A-Za-z0-9.!#$%&'*+/=?^_`{{|}}~-]{{1,64}}@{label}(\.{label})*"
             if not re.fullmatch(plain_address, target) or len(target) > 254:
-                self.fault("target", f"redirect needs target, a mail address; {target!r} is none")
+                self.fault("target", f"{action.value} needs target, a mail address; {target!r} is none")
         return target
 
     def _on_error(self, action: Action | None, stages: tuple[str, ...]) -> OnError:
@@ -367,15 +445,53 @@ class _Reading:
             return OnError(word)
         if "on_error" in self.table and "on_error" not in self.faulty:
             self.fault("on_error", f"there is no {word}: there are skip, defer")
-        lenient = action in {Action.ACCEPT, Action.TAG} or not answerable
+        lenient = action in _LENIENT or not answerable
         return OnError.SKIP if lenient else OnError.DEFER
+
+    def _figures(self, stages: tuple[str, ...]) -> dict[str, Any]:
+        """The keys of priority, limit, pause and quarantine."""
+        self._within("priority", -9, 9)
+        self._within("limit", 1, 10_000_000)
+        self._within("period_seconds", 1, 86_400)
+        self._one_of("to", "junk", "held")
+        if self._text("to") == "held" and "deliver" in stages:
+            self.fault("to", "a message can be held at stage message, not at deliver")
+        self._one_of("subject", "identity", "organization")
+        per = self._text("per")
+        fact = FACTS.get(per)
+        if "per" in self.table and "per" not in self.faulty:
+            if fact is None or fact.kind is not Kind.STRING:
+                near = difflib.get_close_matches(per, [name for name in FACTS if _is_text(name)], n=1)
+                self.fault("per", f"there is no text {per}" + (f": did you mean {near[0]}?" if near else ""))
+            elif any(stage not in fact.stages for stage in stages):
+                self.fault("per", f"{per} exists at {', '.join(fact.stages)} only")
+        return {
+            "to": self._text("to") or "junk",
+            "priority": self.table.get("priority", 0),
+            "limit": self.table.get("limit", 0),
+            "period_seconds": self.table.get("period_seconds", 0),
+            "per": per,
+            "pause": self._text("subject"),
+        }
+
+    def _within(self, key: str, low: int, high: int) -> None:
+        if key in self.table and key not in self.faulty and not low <= self.table[key] <= high:
+            self.fault(key, f"{key} is {low} to {high}")
+
+    def _one_of(self, key: str, *words: str) -> None:
+        if key in self.table and key not in self.faulty and self.table[key] not in words:
+            self.fault(key, f"{key} is one of {', '.join(words)}")
 
     def _effect(self, action: Action | None) -> None:
         if action is Action.TAG and not {"keyword", "header"} & self.table.keys():
             self.fault("action", "tag needs keyword, header or both")
 
 
-def _index(rules: Sequence[Rule], stage: str) -> StageIndex:
+def _is_text(name: str) -> bool:
+    return FACTS[name].kind is Kind.STRING
+
+
+def _index(rules: Sequence[Rule], stage: str, ahead: frozenset[str]) -> StageIndex:
     chosen = tuple(rule for rule in rules if rule.enabled and stage in rule.stages)
     spread: dict[str, set[object]] = {}
     for rule in chosen:
@@ -393,7 +509,8 @@ def _index(rules: Sequence[Rule], stage: str) -> StageIndex:
         table = by_fact.setdefault(test.fact, {})
         for value in test.values:
             table[value] = (*table.get(value, ()), position)
-    return StageIndex(chosen, tuple(always), by_fact)
+    wanted = frozenset(name for rule in chosen for name in rule.facts if name in ahead)
+    return StageIndex(chosen, tuple(always), by_fact, wanted)
 
 
 def _lookups(rule: Rule) -> list[PlainTest]:

@@ -9,12 +9,15 @@ context that holds only the facts asked for.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from policies import library
 from policies.facts import FACTS, PYTHON_TYPES
 from policies.rules import (
     Action,
+    Derived,
+    Function,
     OnError,
     PlainTest,
     Rule,
@@ -33,7 +36,77 @@ class Unjudged(Exception):
     """A condition cannot be evaluated: a fact is absent or of another type, or an operation failed."""
 
 
-def judge(rules: RuleSet, stage: str, facts: Mapping[str, object]) -> Ruling:
+class Surroundings(Protocol):
+    """What judging asks of the world at once: lists as they stand now, and what limits have left."""
+
+    def is_listed(self, name: str, value: str) -> bool:
+        """Return whether a value is in a list; LookupError where the list has no entries to hand."""
+        ...
+
+    def spend(self, rule: Rule, value: str) -> bool:
+        """Count one event for a limit and a value of its fact; return whether it is still within."""
+        ...
+
+
+class Nowhere:
+    """Surroundings without lists and limits."""
+
+    def is_listed(self, name: str, value: str) -> bool:
+        """No list is known."""
+        raise LookupError(f"the list {name} is not to hand")
+
+    def spend(self, rule: Rule, value: str) -> bool:
+        """Nothing is counted."""
+        return True
+
+
+NOWHERE = Nowhere()
+
+
+class Known(dict[str, Any]):
+    """Facts and derived bools by name, each checked or computed when it is first asked for."""
+
+    __slots__ = ("_facts", "_surroundings", "rules")
+
+    def __init__(self, rules: RuleSet, facts: Mapping[str, object], surroundings: Surroundings) -> None:
+        self.rules = rules
+        self._facts = facts
+        self._surroundings = surroundings
+
+    def __missing__(self, name: str) -> Any:
+        fact = FACTS.get(name)
+        if fact is None:
+            value: object = self._derived(self.rules.derived[name])
+        else:
+            try:
+                value = self._facts[name]  # and not get(), which a mapping that computes would not see
+            except KeyError:
+                raise Unjudged(f"{name} is absent") from None
+            if type(value) is not PYTHON_TYPES[fact.kind]:
+                raise Unjudged(f"{name} is of another type")
+        self[name] = value
+        return value
+
+    def _derived(self, derived: Derived) -> bool:
+        if derived.name in self.rules.asked_ahead:
+            try:
+                return self._facts[derived.key] is True
+            except KeyError:
+                raise Unjudged(f"the list {derived.argument} gave no answer") from None
+        value = self[derived.fact]
+        values = value if isinstance(value, list) else [value]
+        if derived.function is Function.MATCHES:
+            assert derived.pattern is not None, "compile made it"
+            return any(derived.pattern.search(one) is not None for one in values)
+        try:
+            return any(self._surroundings.is_listed(derived.argument, one) for one in values)
+        except LookupError as error:
+            raise Unjudged(str(error.args[0])) from None
+
+
+def judge(
+    rules: RuleSet, stage: str, facts: Mapping[str, object], surroundings: Surroundings = NOWHERE
+) -> Ruling:
     """Return what a stage's rules say about facts; a mapping may compute values as they are asked for.
 
     Every fact of the stage should be given (facts.facts_at), with its declared type. A rule
@@ -42,61 +115,111 @@ def judge(rules: RuleSet, stage: str, facts: Mapping[str, object]) -> Ruling:
     index = rules.by_stage.get(stage)
     if index is None:
         return ACCEPTED
-    positions = _candidates(index, facts)
+    known = Known(rules, facts, surroundings)
+    positions = _candidates(index, known)
     if not positions:
         return ACCEPTED
-    judging = Judging(stage, facts)
+    judging = Judging(stage, known, surroundings)
     for position in positions:
         if judging.ask(index.rules[position]):
             break
     return judging.ruling()
 
 
-def _candidates(index: StageIndex, facts: Mapping[str, object]) -> list[int]:
+def wanted(rules: RuleSet, stage: str, facts: Mapping[str, object]) -> set[str]:
+    """Return what must be asked of the DNS or the database before a stage is judged over these facts.
+
+    Rules that their plain tests rule out already want nothing.
+    """
+    index = rules.by_stage.get(stage)
+    if index is None or not index.ahead:
+        return set()
+    found: set[str] = set()
+    known = Known(rules, facts, NOWHERE)
+    for rule in index.rules:
+        names = index.ahead.intersection(rule.facts)
+        if names and not names <= found and _may_hold(rule, known, index.ahead):
+            found |= names
+    return found
+
+
+def _may_hold(rule: Rule, known: Known, ahead: frozenset[str]) -> bool:
+    for test in rule.tests:
+        if test.fact in ahead:
+            continue
+        try:
+            if not passes(test, known):
+                return False
+        except Unjudged:
+            continue
+    return True
+
+
+def _candidates(index: StageIndex, facts: Known) -> list[int]:
     """Positions, in order, of the rules that the index does not rule out."""
     positions = list(index.always)
     for fact, table in index.by_fact.items():
         try:
-            positions += table.get(_value(facts, fact), ())
+            positions += table.get(facts[fact], ())
         except Unjudged:  # each of its rules is asked, and says so in the trace
             positions += {position for found in table.values() for position in found}
     positions.sort()
     return positions
 
 
+@dataclass(slots=True)
+class _Effects:
+    """What the rules that matched have said; made with the first of them."""
+
+    final: tuple[Action, int, str, str] | None = None
+    pause: str = ""
+    weight: Action = Action.ACCEPT
+    tags: dict[str, None] = field(default_factory=dict)
+    headers: dict[tuple[str, str], None] = field(default_factory=dict)
+    redirect: str | None = None
+    copies: dict[str, None] = field(default_factory=dict)
+    forwards: dict[str, None] = field(default_factory=dict)
+    priority: int | None = None
+    trace: list[Step] = field(default_factory=list)
+
+
 class Judging:
     """The state of one judging: what the rules asked so far have said."""
 
-    def __init__(self, stage: str, facts: Mapping[str, object]) -> None:
+    __slots__ = ("_context", "_effects", "_facts", "_known", "_stage", "_surroundings")
+
+    def __init__(self, stage: str, facts: Known, surroundings: Surroundings = NOWHERE) -> None:
         self._stage = stage
         self._facts = facts
+        self._surroundings = surroundings
         self._context: Any = None
         self._known: set[str] = set()
-        self._final: tuple[Action, int, str, str] | None = None
-        self._quarantined = False
-        self._tags: dict[str, None] = {}
-        self._headers: dict[tuple[str, str], None] = {}
-        self._redirect: str | None = None
-        self._trace: list[Step] = []
+        self._effects: _Effects | None = None
 
     def ask(self, rule: Rule) -> bool:
         """Judge one rule; return whether it ends the stage."""
         try:
             matched = self.holds(rule)
+            effect = self._apply(rule) if matched else ""
         except Unjudged as error:
             return self._failed(rule, str(error))
         if not matched:
             return False
-        effect = self._apply(rule)
-        self._trace.append(Step(rule.name, self._stage, True, effect, rule.place))
-        return rule.stop
+        effects = self._so_far()
+        effects.trace.append(Step(rule.name, self._stage, True, effect, rule.place))
+        return rule.stop or effects.final is not None
+
+    def _so_far(self) -> _Effects:
+        if self._effects is None:
+            self._effects = _Effects()
+        return self._effects
 
     def holds(self, rule: Rule) -> bool:
         """Return whether a rule's condition holds; raises Unjudged."""
         missing: Unjudged | None = None
         for test in rule.tests:
             try:
-                if not _passes(test, self._facts):
+                if not passes(test, self._facts):
                     return False
             except Unjudged as error:
                 missing = error  # what another test rules out needs no answer
@@ -117,65 +240,99 @@ class Judging:
             self._context = library.context({})
         for name in names:
             if name not in self._known:
-                self._context.add_variable(name, _value(self._facts, name))
+                self._context.add_variable(name, self._facts[name])
                 self._known.add(name)
         return self._context
 
     def _failed(self, rule: Rule, cause: str) -> bool:
+        effects = self._so_far()
         deferring = rule.on_error is OnError.DEFER
         effect = f"error: {cause}: {'deferred' if deferring else 'skipped'}"
-        self._trace.append(Step(rule.name, self._stage, False, effect, rule.place))
+        effects.trace.append(Step(rule.name, self._stage, False, effect, rule.place))
         if deferring:
-            self._final = (Action.DEFER, *ERROR_REPLY)
+            effects.final = (Action.DEFER, *ERROR_REPLY)
         return deferring
 
     def _apply(self, rule: Rule) -> str:
-        action = rule.action
-        effects = [action.value]
-        if action in {Action.REJECT, Action.DEFER}:
-            self._final = (action, rule.code, rule.enhanced, rule.text)
-            effects = [f"{action.value} {rule.code} {rule.enhanced}"]
-        elif action is Action.QUARANTINE:
-            self._quarantined = True
-        elif action is Action.REDIRECT:
-            kept = self._redirect is not None
-            self._redirect = self._redirect or rule.target
-            effects = [f"redirect to {rule.target}" + (", after another: without effect" if kept else "")]
+        effects = self._so_far()
+        told = [self._act(rule, effects)]
         if rule.keyword:
-            self._tags[rule.keyword] = None
-            effects.append(f"keyword {rule.keyword}")
+            effects.tags[rule.keyword] = None
+            told.append(f"keyword {rule.keyword}")
         if rule.header is not None:
-            self._headers[rule.header] = None
-            effects.append(f"field {rule.header[0]}")
-        return ", ".join(effects)
+            effects.headers[rule.header] = None
+            told.append(f"field {rule.header[0]}")
+        return ", ".join(told)
+
+    def _act(self, rule: Rule, effects: _Effects) -> str:
+        action = rule.action
+        if action in _WEIGHTS:
+            heavier = Action.HOLD if rule.to == "held" else action
+            effects.weight = max(effects.weight, heavier, key=_WEIGHTS.__getitem__)
+            return f"{action.value} to the queue" if heavier is not action else action.value
+        match action:
+            case Action.REJECT | Action.DEFER | Action.PAUSE:
+                return self._refuse(rule, effects)
+            case Action.LIMIT:
+                within = self._surroundings.spend(rule, self._facts[rule.per])
+                return f"within {rule.limit}" if within else self._refuse(rule, effects)
+            case Action.REQUIRE_TLS:
+                if not self._facts["client_ip"]:
+                    return "no network"
+                return "under TLS" if self._facts["tls"] else self._refuse(rule, effects)
+            case Action.REDIRECT:
+                kept = effects.redirect is not None
+                effects.redirect = effects.redirect or rule.target
+                return f"redirect to {rule.target}" + (", after another: without effect" if kept else "")
+            case Action.COPY:
+                effects.copies[rule.target] = None
+            case Action.FORWARD:
+                effects.forwards[rule.target] = None
+            case Action.PRIORITY:
+                effects.priority = rule.priority
+                return f"priority {rule.priority}"
+            case _:
+                return str(action.value)
+        return f"{action.value} to {rule.target}"
+
+    def _refuse(self, rule: Rule, effects: _Effects) -> str:
+        action = rule.action
+        kind = Action.DEFER if rule.code // 100 == 4 else Action.REJECT
+        effects.final = (kind, rule.code, rule.enhanced, rule.text)
+        words = f"{kind.value} {rule.code} {rule.enhanced}"
+        if action is Action.PAUSE:
+            effects.pause = rule.pause
+            return f"pause of the {rule.pause}, {words}"
+        return words if action is kind else f"{action.value}, {words}"
 
     def ruling(self) -> Ruling:
         """Return the ruling of the rules asked so far."""
-        trace = tuple(self._trace)
-        if self._final is not None:
-            action, code, enhanced, text = self._final
-            return Ruling(action.value, code, enhanced, text, trace=trace)
+        effects = self._effects
+        if effects is None:
+            return ACCEPTED
+        trace = tuple(effects.trace)
+        if effects.final is not None:
+            action, code, enhanced, text = effects.final
+            return Ruling(action.value, code, enhanced, text, pause=effects.pause, trace=trace)
         return Ruling(
-            Action.QUARANTINE.value if self._quarantined else Action.ACCEPT.value,
-            tags=tuple(self._tags),
-            headers=tuple(self._headers),
-            redirect=self._redirect,
+            effects.weight.value,
+            tags=tuple(effects.tags),
+            headers=tuple(effects.headers),
+            redirect=effects.redirect,
+            copies=tuple(effects.copies),
+            forwards=tuple(effects.forwards),
+            priority=effects.priority,
             trace=trace,
         )
 
 
-def _value(facts: Mapping[str, object], name: str) -> object:
-    try:
-        value = facts[name]  # and not get(), which a mapping that computes its values would not see
-    except KeyError:
-        raise Unjudged(f"{name} is absent") from None
-    if type(value) is not PYTHON_TYPES[FACTS[name].kind]:
-        raise Unjudged(f"{name} is of another type")
-    return value
+# What a message comes to where several rules say different things: the heavier one.
+_WEIGHTS = {Action.ACCEPT: 0, Action.QUARANTINE: 1, Action.HOLD: 2, Action.DISCARD: 3}
 
 
-def _passes(test: PlainTest, facts: Mapping[str, object]) -> bool:
-    value: Any = _value(facts, test.fact)
+def passes(test: PlainTest, facts: Known) -> bool:
+    """Return whether a plain test holds; raises Unjudged."""
+    value: Any = facts[test.fact]
     if test.kind is TestKind.ANY_OF:
         return value in test.values
     if test.kind is TestKind.NONE_OF:

@@ -7,10 +7,11 @@ line, where a rule's author wants to know what it would do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 
-from policies.engine import Judging, Unjudged
-from policies.rules import RuleSet, Ruling, Step
+from policies.engine import NOWHERE, Judging, Known, Surroundings, Unjudged, passes
+from policies.rules import Rule, RuleSet, Ruling, Step
 
 
 def explain(ruling: Ruling) -> list[str]:
@@ -19,6 +20,10 @@ def explain(ruling: Ruling) -> list[str]:
     lines += [f"  keyword {tag}" for tag in ruling.tags]
     lines += [f"  field {name}: {value}" for name, value in ruling.headers]
     lines += [f"  redirect to {ruling.redirect}"] * (ruling.redirect is not None)
+    lines += [f"  copy to {target}" for target in ruling.copies]
+    lines += [f"  forward to {target}" for target in ruling.forwards]
+    lines += [f"  priority {ruling.priority}"] * (ruling.priority is not None)
+    lines += [f"  pause of the {ruling.pause}"] * bool(ruling.pause)
     return lines + [f"  {line}" for line in explain_trace(ruling.trace)]
 
 
@@ -33,15 +38,18 @@ def explain_trace(trace: Sequence[Step]) -> list[str]:
     ]
 
 
-def ask_all(rules: RuleSet, stage: str, facts: Mapping[str, object]) -> tuple[Step, ...]:
+def ask_all(
+    rules: RuleSet, stage: str, facts: Mapping[str, object], surroundings: Surroundings = NOWHERE
+) -> tuple[Step, ...]:
     """Return a step for every rule of a stage, disabled ones too, each judged by itself."""
     steps = []
+    known = Known(rules, facts, surroundings)
     for rule in rules.rules:
         if stage not in rule.stages:
             continue
         matched, effect = False, ""
         try:
-            matched = Judging(stage, facts).holds(rule)
+            matched = Judging(stage, known, surroundings).holds(rule)
         except Unjudged as error:
             effect = f"error: {error}"
         if not rule.enabled:
@@ -50,6 +58,31 @@ def ask_all(rules: RuleSet, stage: str, facts: Mapping[str, object]) -> tuple[St
             effect = rule.action.value
         steps.append(Step(rule.name, stage, matched and rule.enabled, effect, rule.place))
     return tuple(steps)
+
+
+def why(rule: Rule, known: Known) -> dict[str, object]:
+    """Return whether a rule's condition holds over facts, and why."""
+    matched = False
+    try:
+        matched = Judging("", known).holds(rule)
+        cause = "" if matched else next(_failing(rule, known), "the rest of the condition does not hold")
+    except Unjudged as error:
+        cause = f"error: {error}"
+    if not rule.enabled:
+        cause = "disabled" + (": it would match" if matched else "")
+    return {"matched": matched and rule.enabled, "why": cause, "effect": rule.action.value}
+
+
+def _failing(rule: Rule, known: Known) -> Iterator[str]:
+    """Yield in words each plain test of a rule that fails."""
+    for test in rule.tests:
+        if not passes(test, known):
+            derived = known.rules.derived.get(test.fact)
+            if derived is None:
+                yield f"{test.fact} is {json.dumps(known[test.fact], ensure_ascii=False)}"
+            else:
+                words = f'{derived.fact}.{derived.function.value}("{derived.argument}")'
+                yield f"{words} is {json.dumps(known[test.fact])}"
 
 
 def _outcome(ruling: Ruling) -> str:

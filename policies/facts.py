@@ -34,6 +34,8 @@ _LOGIN = ("mail", "rcpt", "submit", "send")
 _COUNTED = ("rcpt", "message", "submit", "send")
 _CONTENT = ("message", "deliver", "submit", "send")
 _VERIFIED = ("message", "deliver")
+_SENDING = ("mail", "rcpt", "submit", "send")
+_SENT = ("submit", "send")
 
 
 class Kind(str, Enum):
@@ -53,13 +55,17 @@ PYTHON_TYPES: Mapping[Kind, type] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One fact. stages: where it exists, in the order of STAGES; unit: '' where it has none."""
+    """One fact. stages: where it exists, in the order of STAGES; unit: '' where it has none.
+
+    ahead: its value is asked of the database before the stage is judged, once a rule wants it.
+    """
 
     name: str
     kind: Kind
     stages: tuple[str, ...]
     meaning: str
     unit: str = ""
+    ahead: bool = False
 
     @property
     def earliest(self) -> str:
@@ -138,10 +144,152 @@ _TABLE = (
     ),
     Fact("dmarc_domain", _S, _VERIFIED, "Domain whose DMARC policy applies; '' without one."),
     Fact("arc", _S, _VERIFIED, "Result of the ARC chain: 'pass', 'fail' or 'none' (RFC 8617)."),
+    Fact(
+        "sent_last_hour",
+        _I,
+        _SENDING,
+        "Recipients that this credential or key has sent to, without the message at hand.",
+        "recipients",
+        ahead=True,
+    ),
+    Fact("sent_last_day", _I, _SENDING, "The same over 24 hours.", "recipients", ahead=True),
+    Fact("inbox_sent_last_hour", _I, _SENDING, "The same of the sending inbox.", "recipients", ahead=True),
+    Fact("inbox_sent_last_day", _I, _SENDING, "The same of the inbox over a day.", "recipients", ahead=True),
+    Fact(
+        "organization_sent_last_hour",
+        _I,
+        _SENDING,
+        "The same of the whole organization.",
+        "recipients",
+        ahead=True,
+    ),
+    Fact(
+        "organization_sent_last_day",
+        _I,
+        _SENDING,
+        "The same of the organization over a day.",
+        "recipients",
+        ahead=True,
+    ),
+    Fact(
+        "domain_sent_last_day",
+        _I,
+        _SENT,
+        "Recipients over a day of all mail with this header_from_domain.",
+        "recipients",
+        ahead=True,
+    ),
+    Fact(
+        "domain_age_days",
+        _I,
+        _SENT,
+        "Whole days since header_from_domain was added to this server; 0 where it is not on it.",
+        "days",
+        ahead=True,
+    ),
+    Fact(
+        "settled_7d",
+        _I,
+        _SENT,
+        "Deliveries of this credential or key that ended in the last 7 days: delivered, bounced or expired.",
+        "deliveries",
+        ahead=True,
+    ),
+    Fact("bounce_rate_7d", _I, _SENT, "Bounces among settled_7d.", "per mille", ahead=True),
+    Fact("complaint_rate_7d", _I, _SENT, "Complaints beside settled_7d.", "per mille", ahead=True),
+    Fact("organization_settled_7d", _I, _SENT, "settled_7d of the organization.", "deliveries", ahead=True),
+    Fact(
+        "organization_bounce_rate_7d",
+        _I,
+        _SENT,
+        "Bounces among organization_settled_7d.",
+        "per mille",
+        ahead=True,
+    ),
+    Fact(
+        "organization_complaint_rate_7d",
+        _I,
+        _SENT,
+        "Complaints beside organization_settled_7d.",
+        "per mille",
+        ahead=True,
+    ),
+    Fact(
+        "new_recipients",
+        _I,
+        _SENT,
+        "Recipients of this message that the organization has not written to in the last half year.",
+        "recipients",
+        ahead=True,
+    ),
+    Fact(
+        "new_recipient_share",
+        _I,
+        _SENT,
+        "Share of such recipients among all that the organization wrote to in a day, this message included.",
+        "percent",
+        ahead=True,
+    ),
+    Fact(
+        "similar_bodies_last_hour",
+        _I,
+        _SENT,
+        "Recipients to whom the organization has sent a text much like this one; 0 for texts of under 20 "
+        "words.",
+        "recipients",
+        ahead=True,
+    ),
+    Fact(
+        "paused",
+        _B,
+        _SENDING,
+        "Whether this login or its organization was paused and no operator has lifted it.",
+        ahead=True,
+    ),
     Fact("reply_code", _I, ("bounce",), "SMTP reply code that the notice reports, 0 where there was none."),
     Fact("reply_status", _S, ("bounce",), "Enhanced status code that the notice reports (RFC 3463)."),
     Fact("notice", _S, ("bounce",), "'failure', 'delay' or 'success'."),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A figure that a setting of [limits] gives and conditions name limit_…; an int at every stage."""
+
+    default: int
+    unit: str
+    meaning: str
+
+
+LIMITS: Mapping[str, Limit] = MappingProxyType(
+    {
+        "key_hour": Limit(1000, "recipients", "What one credential or key may send to in an hour."),
+        "key_day": Limit(10_000, "recipients", "What one credential or key may send to in a day."),
+        "organization_hour": Limit(5000, "recipients", "What one organization may send to in an hour."),
+        "organization_day": Limit(50_000, "recipients", "What one organization may send to in a day."),
+        "message_recipients": Limit(100, "recipients", "What one sent message may go to."),
+        "similar_bodies_hour": Limit(500, "recipients", "How many one text may go to in an hour."),
+        "new_recipient_percent": Limit(
+            95, "percent", "Share of new recipients above which one text may go to a fifth of that only."
+        ),
+        "bounce_permille": Limit(
+            100, "per mille", "Bounces of a week, in 1000 deliveries, above which sending is paused."
+        ),
+        "complaint_permille": Limit(
+            5, "per mille", "Complaints of a week, in 1000 deliveries, above which sending is paused."
+        ),
+        "settled_least": Limit(
+            100, "deliveries", "How many deliveries of a week must have ended before a rate means anything."
+        ),
+        "warmup_first_days": Limit(
+            500,
+            "recipients",
+            "What a new domain may send to in a day; it doubles every two days for two weeks.",
+        ),
+    }
+)
+LIMIT_PREFIX = "limit_"
+DEFAULT_LIMITS: Mapping[str, int] = MappingProxyType({name: one.default for name, one in LIMITS.items()})
 
 FACTS: Mapping[str, Fact] = MappingProxyType({fact.name: fact for fact in _TABLE})
 

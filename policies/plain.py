@@ -7,11 +7,60 @@ condition is the conjunction of both.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import reduce
 
 from policies.expression import Binary, Call, Expression, ListOf, Literal, Name, Unary
-from policies.facts import FACTS, Kind
-from policies.rules import PlainTest, TestKind
+from policies.facts import DEFAULT_LIMITS, FACTS, LIMIT_PREFIX, Kind
+from policies.patterns import compile_pattern
+from policies.rules import Derived, Function, PlainTest, TestKind
+
+DERIVED_PREFIX = "derived_"
+_DERIVED = frozenset(function.value for function in Function)
+
+
+class Derivations:
+    """The in_list and matches of a rule set, each once under a name of its own; limits: the figures."""
+
+    def __init__(self, limits: Mapping[str, int] = DEFAULT_LIMITS) -> None:
+        self.limits = limits
+        self.found: dict[tuple[str, str, str], Derived] = {}
+
+    def name(self, function: str, fact: str, argument: str) -> str:
+        """Return the name of a derived bool, made where it is new."""
+        key = (function, fact, argument)
+        known = self.found.get(key)
+        if known is None:
+            pattern = compile_pattern(argument) if function == Function.MATCHES.value else None
+            name = f"{DERIVED_PREFIX}{len(self.found)}"
+            known = self.found[key] = Derived(name, Function(function), fact, argument, pattern)
+        return known.name
+
+    def by_name(self) -> dict[str, Derived]:
+        """Return all by their names."""
+        return {one.name: one for one in self.found.values()}
+
+
+def derive(tree: Expression, derivations: Derivations) -> Expression:
+    """Return a checked tree in which derived bools stand as names, and figures for limits."""
+    match tree:
+        case Name(name=name) if name.startswith(LIMIT_PREFIX):
+            return Literal(derivations.limits[name.removeprefix(LIMIT_PREFIX)], tree.at)
+        case Call(function=function, target=Name(name=fact), arguments=(Literal(value=argument),)) if (
+            function in _DERIVED
+        ):
+            return Name(derivations.name(function, fact, str(argument)), tree.at)
+        case Unary():
+            return replace(tree, operand=derive(tree.operand, derivations))
+        case Binary():
+            return replace(tree, left=derive(tree.left, derivations), right=derive(tree.right, derivations))
+        case Call():
+            target = None if tree.target is None else derive(tree.target, derivations)
+            arguments = tuple(derive(argument, derivations) for argument in tree.arguments)
+            return replace(tree, target=target, arguments=arguments)
+        case _:
+            return tree
 
 
 def cut(tree: Expression) -> tuple[tuple[PlainTest, ...], Expression | None]:
@@ -30,13 +79,13 @@ def cut(tree: Expression) -> tuple[tuple[PlainTest, ...], Expression | None]:
 
 
 def names(tree: Expression | None) -> tuple[str, ...]:
-    """Return the facts that a tree asks for, each once, in order."""
+    """Return the facts and derived bools that a tree asks for, each once, in order."""
     found: dict[str, None] = {}
     pending = [tree] if tree is not None else []
     while pending:
         node = pending.pop()
         match node:
-            case Name(name=name) if name in FACTS:
+            case Name(name=name) if name in FACTS or name.startswith(DERIVED_PREFIX):
                 found[name] = None
             case Unary(operand=operand):
                 pending.append(operand)
@@ -90,6 +139,6 @@ _OPPOSITES = {
 
 
 def _opposite(test: PlainTest) -> PlainTest:
-    if FACTS[test.fact].kind is Kind.BOOL:
+    if test.fact not in FACTS or FACTS[test.fact].kind is Kind.BOOL:
         return PlainTest(test.fact, TestKind.ANY_OF, frozenset([True, False]) - test.values)
     return PlainTest(test.fact, _OPPOSITES[test.kind], test.values)

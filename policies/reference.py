@@ -9,7 +9,8 @@ from collections.abc import Iterable
 
 from policies.check import FUNCTIONS
 from policies.compile import KEYS
-from policies.facts import FACTS, STAGES, Kind
+from policies.facts import FACTS, LIMIT_PREFIX, LIMITS, STAGES, Kind
+from policies.listing import LIST_KEYS
 from policies.rules import ACTION_MEANINGS, ACTION_STAGES
 
 _INTRODUCTION = """\
@@ -34,13 +35,14 @@ keyword = "Invoice"
 ```
 
 At each stage the rules of that stage are asked in order. Each rule that matches acts and leaves a
-line in the message's trace, which `mailagents explain` shows. `accept`, `reject` and `defer` end
-the stage; the other actions go on unless the rule says `stop = true`.
+line in the message's trace, which `mailagents explain` shows. `accept`, `reject`, `defer`, `discard`,
+`pause` and `stop` end the stage, as does whatever refuses; the other actions go on unless the rule
+says `stop = true`. Where several apply, discard outweighs hold, and hold outweighs quarantine.
 
 A rule may only ask for facts that exist at all of its stages: that is checked when the rules are
 read, as are names, types and the functions below. Conditions are written in CEL, the Common
-Expression Language, without floating point, maps, indexing, ternaries and patterns, and with
-`exists` or `all` one level deep. Texts are in `"` or `'`. The operators are `&&`, `||`, `!`, `==`,
+Expression Language, without floating point, maps, indexing and ternaries, and with `exists` or
+`all` one level deep. Texts are in `"` or `'`. The operators are `&&`, `||`, `!`, `==`,
 `!=`, `<`, `<=`, `>`, `>=`, `in`, `+`, `-` and `*`; comparisons do not chain. A rule costs least when
 `&&` joins its parts and one of them compares a fact with a text (`==` or `in`): rules that such a
 part rules out are never looked at.
@@ -50,12 +52,32 @@ says so; `on_error` decides whether the client is then asked to try again.
 """
 
 
+_LISTS = """\
+Domains, networks, addresses or other texts that conditions ask by `fact.in_list("name")`:
+
+```toml
+[[list]]
+name = "partners"
+kind = "domains"
+file = "lists/partners.txt"
+
+[[rule]]
+name = "partners-first"
+stage = "message"
+when = 'dmarc == "pass" && header_from_domain.in_list("partners")'
+action = "accept"
+```
+
+A list has a look-up of constant cost, however long it is. A file is read anew when it changes, a
+list of the database with the change; a file with a fault leaves the old list in force."""
+
+
 def page() -> str:
     """Return the whole page in Markdown."""
     parts = [_INTRODUCTION.rstrip(), "", "## Stages", ""]
     parts += _table(("stage", "when rules are asked"), ((f"`{name}`", text) for name, text in STAGES.items()))
     parts += ["", "## Keys of a rule", ""]
-    types = {str: "text", int: "whole number", bool: "true or false"}
+    types = {str: "text", int: "whole number", bool: "true or false", list: "list of texts"}
     parts += _table(
         ("key", "type", "meaning"), ((f"`{key}`", types[kind], text) for key, (kind, text) in KEYS.items())
     )
@@ -67,12 +89,32 @@ def page() -> str:
             for action, text in ACTION_MEANINGS.items()
         ),
     )
+    parts += ["", "## Lists", "", *_LISTS.splitlines(), ""]
+    parts += _table(
+        ("key", "type", "meaning"),
+        ((f"`{key}`", types[kind], text) for key, (kind, text) in LIST_KEYS.items()),
+    )
     parts += ["", "## Facts", ""]
     parts += _table(
-        ("fact", "type", "unit", "at", "meaning"),
+        ("fact", "type", "unit", "earliest", "at", "meaning"),
         (
-            (f"`{fact.name}`", fact.kind.value, fact.unit, ", ".join(fact.stages), fact.meaning)
+            (
+                f"`{fact.name}`",
+                fact.kind.value,
+                fact.unit,
+                fact.earliest,
+                ", ".join(fact.stages),
+                fact.meaning,
+            )
             for fact in FACTS.values()
+        ),
+    )
+    parts += ["", "Figures that settings give, whole numbers at every stage:", ""]
+    parts += _table(
+        ("name", "setting", "unless set", "unit", "meaning"),
+        (
+            (f"`{LIMIT_PREFIX}{name}`", f"`limits.{name}`", str(one.default), one.unit, one.meaning)
+            for name, one in LIMITS.items()
         ),
     )
     kinds = ", ".join(f"`{kind.value}`" for kind in Kind)

@@ -18,9 +18,18 @@ class Action(str, Enum):
     ACCEPT = "accept"
     REJECT = "reject"
     DEFER = "defer"
+    DISCARD = "discard"
     QUARANTINE = "quarantine"
+    HOLD = "hold"
     TAG = "tag"
     REDIRECT = "redirect"
+    COPY = "copy"
+    FORWARD = "forward"
+    PRIORITY = "priority"
+    LIMIT = "limit"
+    REQUIRE_TLS = "require_tls"
+    PAUSE = "pause"
+    STOP = "stop"
 
 
 class OnError(str, Enum):
@@ -30,18 +39,31 @@ class OnError(str, Enum):
     DEFER = "defer"
 
 
-FINAL_ACTIONS = frozenset({Action.ACCEPT, Action.REJECT, Action.DEFER})
+FINAL_ACTIONS = frozenset(
+    {Action.ACCEPT, Action.REJECT, Action.DEFER, Action.DISCARD, Action.PAUSE, Action.STOP}
+)
 
 _DOORS = ("connect", "helo", "mail", "rcpt", "message", "submit", "send")
+_EVERYWHERE = (*_DOORS[:5], "deliver", "submit", "send", "bounce")
+_MESSAGES = ("message", "submit", "send")
 
 ACTION_STAGES: Mapping[Action, tuple[str, ...]] = MappingProxyType(
     {
-        Action.ACCEPT: (*_DOORS[:5], "deliver", "submit", "send", "bounce"),
+        Action.ACCEPT: _EVERYWHERE,
         Action.REJECT: (*_DOORS, "bounce"),
         Action.DEFER: _DOORS,
+        Action.DISCARD: ("message", "deliver", "submit", "send"),
         Action.QUARANTINE: ("message", "deliver"),
+        Action.HOLD: _MESSAGES,
         Action.TAG: ("message", "deliver", "submit", "send"),
-        Action.REDIRECT: ("message", "submit", "send"),
+        Action.REDIRECT: _MESSAGES,
+        Action.COPY: _MESSAGES,
+        Action.FORWARD: _MESSAGES,
+        Action.PRIORITY: _MESSAGES,
+        Action.LIMIT: _DOORS,
+        Action.REQUIRE_TLS: ("mail", "rcpt", "message", "submit"),
+        Action.PAUSE: ("submit", "send"),
+        Action.STOP: _EVERYWHERE,
     }
 )
 
@@ -51,9 +73,29 @@ ACTION_MEANINGS: Mapping[Action, str] = MappingProxyType(
         Action.REJECT: "The command or message is refused for good with code, enhanced and text. At bounce "
         "no notice is made.",
         Action.DEFER: "It is refused for now with code, enhanced and text: the client will try again.",
-        Action.QUARANTINE: "The message is taken and placed into the Junk folder of its local recipients.",
-        Action.TAG: "The message gets the IMAP keyword, the header field, or both.",
+        Action.DISCARD: "The message is taken and thrown away; its timeline says so. At deliver this one "
+        "inbox does not get it.",
+        Action.QUARANTINE: "The message is taken and placed into Junk of its local recipients, or, with "
+        '`to = "held"`, kept in the queue as by hold.',
+        Action.HOLD: "The message is taken and kept in the queue until a person releases or cancels it "
+        "(`mailagents queue release`). Mail on its way from one inbox of this server to another is held at "
+        "submit and send alone, so that what was released is not held again.",
+        Action.TAG: "The message gets the IMAP keyword (a label, in the API), the header field, or both.",
         Action.REDIRECT: "The message goes to target instead of its recipients. The first such rule wins.",
+        Action.COPY: "The inbox target, of the same organization, gets the message too. The sender never "
+        "hears of it.",
+        Action.FORWARD: "The message goes on to target too, by the queue, with its reverse-path. The sender "
+        "never hears of it.",
+        Action.PRIORITY: "What the queue has to deliver of the message goes at this priority. The last such "
+        "rule wins.",
+        Action.LIMIT: "The rule's condition may hold `limit` times in `period_seconds` for each value of the "
+        "fact `per`; beyond that the command or message is refused as by defer. The count is this process's "
+        "and begins anew with it.",
+        Action.REQUIRE_TLS: "A client without TLS is refused (530 5.7.0 unless given), so that it comes back "
+        "under TLS.",
+        Action.PAUSE: "The message is refused as by reject, and the login or its organization may send "
+        "nothing more until an operator lifts it (`mailagents policy resume`); an event says so.",
+        Action.STOP: "No later rule is asked at this stage, and nothing else is done.",
     }
 )
 
@@ -86,6 +128,70 @@ class Program(Protocol):
         ...
 
 
+class Function(str, Enum):
+    """The functions that are answered beside CEL, each for a fact and a literal."""
+
+    IN_LIST = "in_list"
+    MATCHES = "matches"
+
+
+class Pattern(Protocol):
+    """A compiled pattern."""
+
+    def search(self, text: str, /) -> object:
+        """Return what is found anywhere in a text, None if nothing is."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """`fact.in_list("name")` or `fact.matches("pattern")`: a bool under a name of its own.
+
+    argument: the list's name or the pattern; pattern: compiled, for matches alone.
+    """
+
+    name: str
+    function: Function
+    fact: str
+    argument: str
+    pattern: Pattern | None = None
+
+    @property
+    def key(self) -> str:
+        """Under what an answer found beforehand stands among the facts, whatever the rule set."""
+        return f"{self.function.value} {self.argument} {self.fact}"
+
+
+class ListKind(str, Enum):
+    """What a list holds."""
+
+    DOMAINS = "domains"
+    NETWORKS = "networks"
+    ADDRESSES = "addresses"
+    TEXTS = "texts"
+
+
+class ListSource(str, Enum):
+    """Where a list's entries come from."""
+
+    VALUES = "values"
+    FILE = "file"
+    DATABASE = "database"
+    DNS = "dns"
+
+
+@dataclass(frozen=True, slots=True)
+class ListDeclaration:
+    """A [[list]]: what it holds and where from. origin: path or DNS zone; values: for VALUES alone."""
+
+    name: str
+    kind: ListKind
+    source: ListSource
+    origin: str
+    values: tuple[str, ...]
+    place: str
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """One rule. Its condition holds when all plain tests do and the program, if any, says true.
@@ -112,6 +218,12 @@ class Rule:
     keyword: str = ""
     header: tuple[str, str] | None = None
     target: str = ""
+    to: str = "junk"
+    priority: int = 0
+    limit: int = 0
+    period_seconds: int = 0
+    per: str = ""
+    pause: str = ""
     stop: bool = False
     enabled: bool = True
     on_error: OnError = OnError.SKIP
@@ -122,20 +234,28 @@ class StageIndex:
     """The enabled rules of one stage in order, and which of them a fact's value can make true.
 
     always: positions of rules without a plain test. by_fact: fact to its values to positions;
-    each rule stands in exactly one of the two.
+    each rule stands in exactly one of the two. ahead: what must be asked of the DNS or the
+    database before the stage is judged.
     """
 
     rules: tuple[Rule, ...]
     always: tuple[int, ...]
     by_fact: Mapping[str, Mapping[object, tuple[int, ...]]]
+    ahead: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class RuleSet:
-    """All rules in order, disabled ones too; by_stage has the stages at which enabled rules stand."""
+    """All rules in order, disabled ones too; by_stage has the stages at which enabled rules stand.
+
+    asked_ahead: the derived bools that the DNS answers.
+    """
 
     rules: tuple[Rule, ...] = ()
     by_stage: Mapping[str, StageIndex] = field(default_factory=dict)
+    derived: Mapping[str, Derived] = field(default_factory=dict)
+    lists: Mapping[str, ListDeclaration] = field(default_factory=dict)
+    asked_ahead: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +271,11 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Ruling:
-    """What a stage's rules say: 'accept', 'reject', 'defer' or 'quarantine', and what goes with it."""
+    """What a stage's rules say, and what goes with it.
+
+    action: 'accept', 'reject', 'defer', 'discard', 'hold' or 'quarantine'. pause: 'identity' or
+    'organization', which may send no more; '' for none. priority: None where no rule set it.
+    """
 
     action: str = "accept"
     code: int = 250
@@ -160,4 +284,8 @@ class Ruling:
     tags: tuple[str, ...] = ()
     headers: tuple[tuple[str, str], ...] = ()
     redirect: str | None = None
+    copies: tuple[str, ...] = ()
+    forwards: tuple[str, ...] = ()
+    priority: int | None = None
+    pause: str = ""
     trace: tuple[Step, ...] = ()

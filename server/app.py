@@ -88,7 +88,9 @@ class Appliance:
     async def start(self) -> None:
         """Build and start every part in order; raises StartFailed."""
         try:
-            self._rulebook = Rulebook(self.settings.policy.directory)
+            self._rulebook = Rulebook(
+                self.settings.policy.directory, self.settings.limits.figures, self.clock
+            )
             self._tls = self._load_certificate()
             self._build(await asyncio.to_thread(open_store, self.settings))
             await self.tree.begin()
@@ -135,10 +137,12 @@ class Appliance:
 
     def _build(self, store: Store) -> None:
         """Make the parts; those made first are started first and stopped last."""
+        from server.counters import Counters
         from server.intake import Intake, IntakeSettings
         from server.login import Login
         from server.routing import Routing
         from server.sender_auth.signer import Signer
+        from server.standing import Standing
         from server.threads import Hub, Threads
 
         settings = self.settings
@@ -150,6 +154,15 @@ class Appliance:
         routing = Routing(threads, postmaster=settings.server.postmaster)
         login = Login(threads, self.clock)
         resolver = self._resolver()
+        standing = Standing(
+            threads=threads,
+            clock=self.clock,
+            rulebook=self._rulebook,
+            counters=Counters(threads, self.clock),
+            resolver=resolver,
+            reload_seconds=settings.policy.list_reload_seconds,
+        )
+        self._add("standing", start=standing.start, stop=standing.stop)
         intake = Intake(
             threads=threads,
             routing=routing,
@@ -163,6 +176,7 @@ class Appliance:
             ),
             verifier=self._verifier(resolver, threads),
             signer=Signer(threads),
+            standing=standing,
         )
         roles = settings.server.roles
         if "delivery" in roles:

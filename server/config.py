@@ -24,6 +24,7 @@ from server.sections import (
     Dns,
     Http,
     Imap,
+    Limits,
     Policy,
     Section,
     Server,
@@ -66,6 +67,7 @@ class Settings(Section):
     dns: Dns = Dns()
     authentication: Authentication = Authentication()
     policy: Policy = Policy()
+    limits: Limits = Limits()
     delivery: Delivery = Delivery()
     control: Control = Control()
 

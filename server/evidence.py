@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import chain
 from typing import TYPE_CHECKING
 
-from server.mail import header, structure
+from server.mail import fingerprint, header, structure
 from server.mail.address import AddressSyntax, Mailbox, domain_of, parse_mailbox
 from server.mail.address_list import HeaderAddress, parse_address_list
 from storage.records import Envelope, Peer, Source, Spooled, Verdict
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 HEADER_LIMIT_OCTETS = (1 << 20) + (64 << 10)  # what a door takes, and trace fields
 HEADER_FIRST_OCTETS = 64 << 10
 NAMES_LIMIT = 1000
+KNOWN_OCTETS = 256  # of a From field that is remembered
+OPENING_OCTETS = fingerprint.MAX_OCTETS
 NO_ENVELOPE = Envelope(None, ())  # before MAIL
 
 
@@ -37,6 +40,7 @@ class Letter:
         self.octets = octets
         self.header_octets = header.split(beginning)
         self._header = header.Header(beginning[: self.header_octets])
+        self._opening = beginning if len(beginning) <= OPENING_OCTETS else beginning[:OPENING_OCTETS]
         self._body = body
         self._authors: tuple[int, tuple[str | None, ...]] | None = None
 
@@ -44,10 +48,7 @@ class Letter:
         # By hand: in Python 3.11 cached_property takes a lock each time it computes.
         if self._authors is None:
             values = self._header.all(b"from")
-            named = tuple(
-                _address(entry) for value in values for entry in parse_address_list(value) if entry.is_mailbox
-            )
-            self._authors = len(values), named
+            self._authors = len(values), tuple(chain.from_iterable(map(_authors, values)))
         return self._authors
 
     @property
@@ -97,6 +98,11 @@ class Letter:
         return tuple(name.decode("ascii", "replace") for name in list(found)[:NAMES_LIMIT])
 
     @cached_property
+    def bands(self) -> tuple[str, ...]:
+        """The fingerprint of the text, from the message's first octets."""
+        return fingerprint.of_message(self._opening)
+
+    @cached_property
     def attachments(self) -> int:
         """How many parts are attachments; opens the whole message."""
         return sum(part.is_attachment for part in structure.scan(self._body()).walk())
@@ -112,6 +118,18 @@ def read(content: bytes | Spooled, store: Store) -> Letter:
         if header.split(beginning) == len(beginning):
             beginning += file.read(HEADER_LIMIT_OCTETS - len(beginning))
     return Letter(beginning, content.octets, path.read_bytes)
+
+
+def _authors(value: bytes) -> tuple[str | None, ...]:
+    """Return the mailboxes of a From field's value, None for what is no address; few senders write often."""
+    return _known_authors(value) if len(value) <= KNOWN_OCTETS else _read_addresses(value)
+
+
+def _read_addresses(value: bytes) -> tuple[str | None, ...]:
+    return tuple(_address(entry) for entry in parse_address_list(value) if entry.is_mailbox)
+
+
+_known_authors = lru_cache(maxsize=1024)(_read_addresses)
 
 
 def _address(entry: HeaderAddress) -> str | None:
@@ -145,15 +163,21 @@ class Case:
 
 
 class Facts(dict[str, object]):
-    """Facts by name, found when a rule first asks for them."""
+    """Facts by name, found when a rule first asks for them.
+
+    written: digests of whom a sent message goes to, where a rule asked who of them is new.
+    """
 
     def __init__(self, case: Case) -> None:
         super().__init__()
         self.case = case
+        self.written: set[bytes] = set()
 
     def __missing__(self, name: str) -> object:
         found = SOURCES.get(name)
         if found is None:
+            if name not in VERIFIED:
+                raise KeyError(name)  # what only a look ahead can tell, and did not
             verdicts = of_verdicts(self.case.verdicts)
             self.update(verdicts)
             return verdicts[name]
@@ -247,3 +271,6 @@ def _domain(address: str) -> str:
         return domain_of(address)
     except AddressSyntax:
         return ""
+
+
+VERIFIED = frozenset(of_verdicts(()))

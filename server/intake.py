@@ -21,7 +21,7 @@ from server.mail.address import domain_of
 from server.mail.recoding import Unencodable
 from server.refusal import Refusal
 from server.routing import Group, Local, Refuse, Remote, sort
-from server.rulebook import merge, refuse
+from server.rulebook import UNRULED, merge, refuse
 from server.sender_auth.results import forged
 from server.senders import Senders
 from storage import accounts, ids
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from server.rulebook import Rulebook
     from server.sender_auth.signer import Signer
     from server.sender_auth.verify import Verifier
+    from server.standing import Standing
     from server.threads import Threads
     from storage.spool import SpoolWriter
 
@@ -142,6 +143,7 @@ class Intake:
         settings: IntakeSettings,
         verifier: Verifier | None,
         signer: Signer,
+        standing: Standing | None = None,
     ) -> None:
         self._threads = threads
         self._routing = routing
@@ -151,6 +153,7 @@ class Intake:
         self._verifier = verifier
         self._signer = signer
         self._senders = Senders(threads, routing)
+        self._standing = standing
 
     def spool(self) -> SpoolWriter:
         """Return a writer for content too large for memory."""
@@ -159,12 +162,12 @@ class Intake:
     async def connected(self, peer: Peer) -> None:
         """Judge a new connection; raises Refusal."""
         if self._rulebook.asks("connect"):
-            refuse(self._rulebook.decide("connect", evidence.Facts(evidence.Case(peer))))
+            refuse(await self._ruled("connect", evidence.Facts(evidence.Case(peer))))
 
     async def helo(self, peer: Peer) -> None:
         """Judge the EHLO or HELO argument; raises Refusal."""
         if self._rulebook.asks("helo"):
-            refuse(self._rulebook.decide("helo", evidence.Facts(evidence.Case(peer))))
+            refuse(await self._ruled("helo", evidence.Facts(evidence.Case(peer))))
 
     async def sender(
         self,
@@ -182,7 +185,7 @@ class Intake:
             case = evidence.Case(
                 peer, identity, envelope, _source(identity), declared_octets=declared_octets or 0
             )
-            refuse(self._rulebook.decide("mail", evidence.Facts(case)))
+            refuse(await self._ruled("mail", evidence.Facts(case)))
 
     async def recipient(
         self,
@@ -208,7 +211,16 @@ class Intake:
                 recipient=recipient.address,
                 recipient_count=len(envelope.recipients) + 1,
             )
-            refuse(self._rulebook.decide("rcpt", evidence.Facts(case)))
+            refuse(await self._ruled("rcpt", evidence.Facts(case)))
+
+    async def _ruled(self, stage: str, facts: evidence.Facts) -> Decision:
+        """Return a stage's decision, with what its rules want to know ahead."""
+        wanted = self._rulebook.wanted(stage, facts)
+        if wanted and self._standing is not None:
+            # A session begins its steps outside a task; looking has a deadline, which needs one.
+            await asyncio.sleep(0)
+            await self._standing.look(wanted, facts)
+        return self._rulebook.decide(stage, facts)
 
     async def accept(self, arrival: Arrival, *, wait_applied: bool = False) -> Receipt:
         """Take a message in; returns when it is durable, or applied where that is asked.
@@ -248,7 +260,7 @@ class Intake:
             if letter.has(b"return-path"):
                 arrival, letter = await self._rewrite(arrival, letter, files, select=completion.return_paths)
         groups = await self._group(arrival)
-        judgements = [self._decide(arrival, group, letter, verdicts) for group in groups]
+        judgements = [await self._decide(arrival, group, letter, verdicts) for group in groups]
         records: list[Accepted] = []
         for group, judgement in zip(groups, judgements, strict=True):
             record = await self._record(arrival, group, judgement)
@@ -389,7 +401,7 @@ class Intake:
             sort(groups, recipient, await self._routing.resolve(recipient.address))
         return list(groups.values())
 
-    def _decide(
+    async def _decide(
         self, arrival: Arrival, group: Group, letter: evidence.Letter, verdicts: tuple[Verdict, ...]
     ) -> Judgement:
         identity = arrival.identity
@@ -405,21 +417,27 @@ class Intake:
             mailbox_id=(identity.mailbox_id if identity else None) or "",
         )
         facts = evidence.Facts(case)
-        decision = Decision()
+        decision = UNRULED
         for stage in STAGES_OF[arrival.source]:
             if self._rulebook.asks(stage):
-                decision = merge(decision, self._rulebook.decide(stage, facts))
+                decision = merge(decision, await self._ruled(stage, facts))
+                if decision.pause and identity is not None and self._standing is not None:
+                    await self._standing.pause(identity, decision)
                 refuse(decision)
+        if arrival.source in FROM_SENDERS and self._standing is not None:
+            self._standing.record(facts)
         return Judgement(letter, verdicts, facts, decision)
 
-    def _place(
+    async def _place(
         self, arrival: Arrival, judgement: Judgement, recipient: Recipient, local: Local
-    ) -> LocalTarget:
-        """Return the place of one local recipient, by the rules that are asked for each."""
+    ) -> LocalTarget | None:
+        """Return the place of one local recipient, by the rules asked for each; None: it gets nothing."""
         decision = judgement.decision
         if self._rulebook.asks("deliver"):
             facts = evidence.of_placement(judgement.facts, recipient.address, local.mailbox.id)
-            decision = merge(decision, self._rulebook.decide("deliver", facts))
+            decision = merge(decision, await self._ruled("deliver", facts))
+            if decision.action is Action.DISCARD:
+                return None
         prefix = trace.return_path(arrival.envelope.reverse_path) + trace.delivered_to(recipient.address)
         return LocalTarget(
             mailbox_id=local.mailbox.id,
@@ -433,12 +451,21 @@ class Intake:
         now = self._clock.now()
         message_id = arrival.message_id or ids.new("msg")
         decision = judgement.decision
-        # What one organization keeps names nobody else's recipients.
-        envelope = replace(arrival.envelope, recipients=tuple(group.recipients))
-        if decision.redirect is not None:
-            await self._redirect(group, decision.redirect)
+        envelope = arrival.envelope
+        if len(group.recipients) != len(envelope.recipients):
+            # What one organization keeps names nobody else's recipients.
+            envelope = replace(envelope, recipients=tuple(group.recipients))
+        events = arrival.events
+        if decision is not UNRULED:
+            events += await self._steer(arrival, group, decision, message_id=message_id, now=now)
         signature = await self._sign(arrival, group, judgement.letter, now)
-        local = [self._place(arrival, judgement, *pair) for pair in group.local]
+        local: list[LocalTarget] = []
+        for recipient, place in group.local:
+            target = await self._place(arrival, judgement, recipient, place)
+            if target is None:
+                group.dropped.append(recipient)
+            else:
+                local.append(target)
         if arrival.keep is not None:
             local.append(arrival.keep)
         return Accepted(
@@ -452,10 +479,10 @@ class Intake:
             verdicts=judgement.verdicts,
             trace=signature + self._trace(arrival, judgement, message_id=message_id, now=now),
             local=tuple(local),
-            remote=tuple(self._remote_target(arrival, now, *pair) for pair in group.remote),
+            remote=tuple(self._remote_target(arrival, decision, now, *pair) for pair in group.remote),
             content=arrival.content,
             events=(
-                *arrival.events,
+                *events,
                 _accepted_event(
                     arrival, group, judgement, message_id=message_id, now=now, is_signed=bool(signature)
                 ),
@@ -463,6 +490,43 @@ class Intake:
             ),
             idempotency_key=arrival.idempotency_key,
         )
+
+    async def _steer(
+        self, arrival: Arrival, group: Group, decision: Decision, *, message_id: str, now: int
+    ) -> tuple[Event, ...]:
+        """Send a group's mail where the rules say; returns the events of what could not be done."""
+        if decision.action is Action.DISCARD:
+            group.discard()
+            return ()
+        if decision.redirect is not None:
+            await self._redirect(group, decision.redirect)
+        lost: list[str] = []
+        for address in (*decision.copies, *decision.forwards):
+            if not await self._add(arrival, group, address, is_copy=address in decision.copies):
+                lost.append(address)
+        if decision.action is Action.HOLD and arrival.source is not Source.LOCAL:
+            group.queue_all()
+        if not lost:
+            return ()
+        owner = group.organization_id
+        data: dict[str, object] = {"recipients": lost, "text": "no such inbox of this organization"}
+        return (Event(ids.new("evt"), "message.copy_failed", now, owner, message_id, data=data),)
+
+    async def _add(self, arrival: Arrival, group: Group, address: str, *, is_copy: bool) -> bool:
+        """Add a recipient that policy names; False where a copy has no inbox to go to."""
+        # RFC 3461 4.1: the sender knows nothing of it and is told nothing.
+        recipient = Recipient(address=address, notify=frozenset({"NEVER"}))
+        resolution = await self._routing.resolve(address)
+        is_ours = isinstance(resolution, Local) and (
+            resolution.mailbox.organization_id == group.organization_id
+        )
+        if is_copy and not is_ours:
+            return False
+        if is_ours and isinstance(resolution, Local) and arrival.source not in QUEUED:
+            group.also_place(recipient, resolution)
+        else:
+            group.also_send(recipient)
+        return True
 
     async def _redirect(self, group: Group, address: str) -> None:
         """Replace a group's recipients by the address that policy names."""
@@ -512,7 +576,9 @@ class Intake:
             at=now,
         )
 
-    def _remote_target(self, arrival: Arrival, now: int, recipient: Recipient, domain: str) -> RemoteTarget:
+    def _remote_target(
+        self, arrival: Arrival, decision: Decision, now: int, recipient: Recipient, domain: str
+    ) -> RemoteTarget:
         by_api = arrival.source is Source.API
         begin = arrival.envelope.hold_until or now
         seconds = self._settings.expiry_api_seconds if by_api else self._settings.expiry_submission_seconds
@@ -520,8 +586,10 @@ class Intake:
             delivery_id=ids.new("dlv"),
             recipient=recipient,
             domain=domain,
-            next_attempt_at=begin,
+            # What comes out of the queue was released, and is not held again.
+            next_attempt_at=None if _is_held(arrival, decision) else begin,
             expires_at=begin + seconds * SECOND,
+            priority=decision.priority,
         )
 
     def _appended(self, arrival: Arrival, target: LocalTarget) -> Accepted:
@@ -559,6 +627,10 @@ class Intake:
             # The message id was given and is there already: its first arrival stands.
             return Receipt(message_ids)
         return Receipt(message_ids, tuple(place for places in placed for place in places))
+
+
+def _is_held(arrival: Arrival, decision: Decision) -> bool:
+    return decision.action is Action.HOLD and arrival.source is not Source.LOCAL
 
 
 def _source(identity: Identity | None) -> Source:
@@ -639,7 +711,8 @@ def _accepted_event(
     if group.dropped:
         data["dropped"] = [recipient.address for recipient in group.dropped]
     return Event(
-        id=ids.new("evt"),
+        # One a message: a fresh id serves for both. A given one may stem from an event's id already.
+        id=ids.new("evt") if arrival.message_id else ids.of("evt", message_id),
         kind="message.accepted",
         at=now,
         organization_id=group.organization_id,

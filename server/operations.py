@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from server.login import hash_password, new_key, new_password, scram_verifier
 from server.mail.address import AddressSyntax, normalise, parse_mailbox
+from server.policy_acts import ACTS
 from server.sender_auth import zone
 from server.sender_auth.keys import ALGORITHMS, make_key
 from storage import accounts, audit, events, grants, queue_view, reconcile
@@ -36,6 +37,7 @@ SCOPES = frozenset(
         "domain:admin",
         "event:read",
         "suppression:write",
+        "bulk",
         "org:admin",
         "operator",
     }
@@ -330,6 +332,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "explain": explain,
     "reconcile": reconcile_now,
     "status": status,
+    **ACTS,
 }
 
 

@@ -100,6 +100,29 @@ class Group:
         self.recipients.append(recipient)
         self.dropped.append(recipient)
 
+    def also_place(self, recipient: Recipient, local: Local) -> None:
+        """Add an inbox that policy names; who was named to us stays as it was."""
+        if self._is_new(local.address):
+            self.local.append((recipient, local))
+
+    def also_send(self, recipient: Recipient) -> None:
+        """Add an address that policy names, by the queue."""
+        if self._is_new(recipient.address):
+            self.remote.append((recipient, domain_of(recipient.address)))
+
+    def discard(self) -> None:
+        """Let nobody get the message."""
+        self.dropped.extend(recipient for recipient, _ in (*self.local, *self.remote))
+        self.clear()
+
+    def queue_all(self) -> None:
+        """Send inboxes' mail by the queue too, whose local lane brings it home."""
+        for recipient, local in self.local:
+            # RFC 5321 4.5.1: 'postmaster' comes without a domain, and the queue needs one.
+            address = recipient.address if "@" in recipient.address else local.mailbox.address
+            self.remote.append((replace(recipient, address=address), domain_of(address)))
+        self.local.clear()
+
     def clear(self) -> None:
         """Forget where mail was to go; who was named stays."""
         self.local.clear()
@@ -135,15 +158,15 @@ class Routing:
     async def resolve(self, address: str) -> Resolution:
         """Return where mail for a syntactically valid address goes."""
         # RFC 5321 4.5.1: 'RCPT TO:<postmaster>' comes without a domain.
-        key = normalise(address) if "@" in address else address.lower()
-        found = self._cache.get(key)
+        found = self._cache.get(address)
         if found is None:
+            key = normalise(address) if "@" in address else address.lower()
             generation = self._generation
             found = await self._threads.read(lambda connection: self._look_up(connection, key))
             if len(self._cache) >= CACHE_LIMIT:
                 self._cache.clear()
             if generation == self._generation:
-                self._cache[key] = found
+                self._cache[address] = found
         return found
 
     async def is_local(self, domain: str) -> bool:

@@ -1,38 +1,132 @@
 """The policy rules in force: read from a directory, replaced whole on reload.
 
-Owns the files' reading and the turning of an engine's ruling into a decision
-record. A directory with a faulty rule changes nothing: the old rules stay.
+Owns the files' reading, the lists as they stand now, the counts of limits, and the
+turning of an engine's ruling into a decision record. A directory with a faulty rule
+or list changes nothing: the old ones stay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from policies import lists
 from policies.compile import PolicyError, Problem, compile_rules
-from policies.engine import judge
-from policies.rules import RuleSet, Ruling
+from policies.engine import ACCEPTED, judge, wanted
+from policies.facts import DEFAULT_LIMITS
+from policies.rules import ListSource, RuleSet, Ruling
+from server.clock import SystemClock
 from server.refusal import Refusal
 from storage.records import Action, Decision, RuleTrace
+
+if TYPE_CHECKING:
+    from policies.lists import Entries
+    from policies.rules import Derived, ListDeclaration, Rule
+    from server.clock import Clock
+
+SPENT_LIMIT = 100_000
+LIST_FILE_OCTETS = 64 << 20
+UNRULED = Decision()
+Stamp = tuple[int, int, int]
 
 
 class Rulebook:
     """Holds the compiled rules and judges facts by them."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self, directory: Path, limits: Mapping[str, int] = DEFAULT_LIMITS, clock: Clock | None = None
+    ) -> None:
         self._directory = directory
-        self._rules = self._read()
+        self._limits = limits
+        self._clock = clock or SystemClock()
+        self._database: Mapping[str, Sequence[str]] = {}
+        self._is_outdated = True
+        self._spent: dict[tuple[str, str], Spent] = {}
+        self._rules, self._lists, self._stamps = self._read()
 
-    def _read(self) -> RuleSet:
+    def _read(self) -> tuple[RuleSet, dict[str, Entries], dict[Path, Stamp]]:
         if not self._directory.is_dir():
             # Without this a mistyped path would switch every rule off.
             raise _faulty(self._directory, "there is no such directory of rules")
         files = sorted(self._directory.glob("*.toml"))
-        return compile_rules([(str(path), _text(path)) for path in files])
+        rules = compile_rules([(str(path), _text(path)) for path in files], self._limits)
+        return rules, *self._read_lists(rules)
+
+    def _read_lists(self, rules: RuleSet) -> tuple[dict[str, Entries], dict[Path, Stamp]]:
+        found: dict[str, Entries] = {}
+        stamps: dict[Path, Stamp] = {}
+        problems: list[Problem] = []
+        for declared in rules.lists.values():
+            if declared.source is ListSource.DNS:
+                continue
+            lines: Sequence[str] = declared.values
+            if declared.source is ListSource.DATABASE:
+                lines = self._database.get(declared.name, ())
+            elif declared.source is ListSource.FILE:
+                path = _path_of(declared)
+                stamps[path] = _stamp(path)
+                lines = _list_text(path).split("\n")
+            found[declared.name], faults = lists.read(declared.kind, lines)
+            if declared.source is ListSource.FILE:
+                problems += [Problem(str(path), line, message) for line, message in faults]
+        if problems:
+            raise PolicyError(tuple(problems))
+        return found, stamps
 
     def reload(self) -> None:
         """Read the rules again; raises policies.compile.PolicyError and keeps the old ones."""
-        self._rules = self._read()
+        self._rules, self._lists, self._stamps = self._read()
+        self._is_outdated = True
+
+    def refresh_lists(self) -> bool:
+        """Read the lists again where a file of theirs changed; raises PolicyError and keeps the old ones."""
+        if all(_stamp(path) == stamp for path, stamp in self._stamps.items()):
+            return False
+        rules = self._rules
+        found, stamps = self._read_lists(rules)
+        if rules is self._rules:
+            self._lists, self._stamps = found, stamps
+        return True
+
+    @property
+    def wants_database_lists(self) -> bool:
+        """Whether a list of the database is declared and may have changed."""
+        return self._is_outdated and any(
+            one.source is ListSource.DATABASE for one in self._rules.lists.values()
+        )
+
+    def outdate_lists(self) -> None:
+        """Take note that lists of the database changed."""
+        self._is_outdated = True
+
+    def take_database_lists(self, entries: Mapping[str, Sequence[str]]) -> None:
+        """Take the entries of all lists that the database keeps; those of no use to a list are left out."""
+        self._is_outdated = False
+        self._database = entries
+        for name, declared in self._rules.lists.items():
+            if declared.source is ListSource.DATABASE:
+                self._lists[name] = lists.read(declared.kind, entries.get(name, ()))[0]
+
+    @property
+    def entries(self) -> Mapping[str, Entries]:
+        """The lists as they stand now, but for those of the DNS."""
+        return self._lists
+
+    def bundle(self) -> dict[str, object]:
+        """Return the rules as texts with the entries of their lists of files, and the figures, JSON-able.
+
+        Lists of the database are left to whoever has it.
+        """
+        files = sorted(self._directory.glob("*.toml"))
+        listed: dict[str, Sequence[str]] = {}
+        for name, declared in self._rules.lists.items():
+            if declared.source is ListSource.FILE:
+                listed[name] = _list_text(_path_of(declared)).split("\n")
+            elif declared.source is ListSource.VALUES:
+                listed[name] = declared.values
+        rules = [[str(path), _text(path)] for path in files]
+        return {"rules": rules, "lists": listed, "limits": dict(self._limits)}
 
     @property
     def rules(self) -> RuleSet:
@@ -43,9 +137,93 @@ class Rulebook:
         """Whether any rule stands at a stage, so that facts need be gathered for it."""
         return bool(self._rules.by_stage.get(stage))
 
+    def wanted(self, stage: str, facts: Mapping[str, object]) -> set[str]:
+        """Return what the rules of a stage want to know ahead over these facts; empty in the usual case."""
+        index = self._rules.by_stage.get(stage)
+        if index is None or not index.ahead:
+            return set()
+        return wanted(self._rules, stage, facts)
+
+    def derived(self, names: Iterable[str]) -> list[Derived]:
+        """Return those of names that the DNS answers."""
+        rules = self._rules
+        return [rules.derived[name] for name in names if name in rules.asked_ahead]
+
     def decide(self, stage: str, facts: Mapping[str, object]) -> Decision:
         """Return the decision of a stage's rules over facts."""
-        return decision_of(judge(self._rules, stage, facts))
+        ruling = judge(self._rules, stage, facts, self)
+        return UNRULED if ruling is ACCEPTED else decision_of(ruling)
+
+    def is_listed(self, name: str, value: str) -> bool:
+        """Return whether a value is in a list; LookupError where the list has no entries to hand."""
+        found = self._lists.get(name)
+        if found is None:
+            raise LookupError(f"the list {name} is not to hand")
+        return found.has(value)
+
+    def spend(self, rule: Rule, value: str) -> bool:
+        """Count one event for a limit and a value of its fact; return whether it is still within."""
+        key = rule.name, value
+        now = self._clock.monotonic()
+        spent = self._spent.get(key)
+        if spent is None:
+            if len(self._spent) >= SPENT_LIMIT:
+                self._make_room(now)
+            spent = self._spent[key] = Spent(now)
+        return spent.take(now, rule.limit, rule.period_seconds)
+
+    def _make_room(self, now: float) -> None:
+        """Drop what is over, then the oldest until a tenth is free."""
+        self._spent = {key: one for key, one in self._spent.items() if now - one.begun < one.lasts}
+        for key in list(self._spent)[: max(0, len(self._spent) - SPENT_LIMIT * 9 // 10)]:
+            del self._spent[key]
+
+
+class Spent:
+    """A sliding count: this period's, and of the one before the share that the window still holds."""
+
+    __slots__ = ("before", "begun", "count", "lasts")
+
+    def __init__(self, now: float) -> None:
+        self.begun = now
+        self.count = 0
+        self.before = 0
+        self.lasts = 0
+
+    def take(self, now: float, limit: int, period: int) -> bool:
+        """Count one if it fits."""
+        self.lasts = 2 * period
+        gone = now - self.begun
+        if gone >= period:
+            self.before = self.count if gone < 2 * period else 0
+            self.count = 0
+            self.begun += period * (gone // period)
+            gone = now - self.begun
+        if self.count + self.before * (1 - gone / period) >= limit:
+            return False
+        self.count += 1
+        return True
+
+
+def _path_of(declared: ListDeclaration) -> Path:
+    return Path(declared.place.rpartition(":")[0]).parent / declared.origin
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0, 0
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _list_text(path: Path) -> str:
+    try:
+        if path.stat().st_size > LIST_FILE_OCTETS:
+            raise _faulty(path, f"the list is over {LIST_FILE_OCTETS} octets")
+    except OSError as error:
+        raise _faulty(path, error.strerror or str(error)) from None
+    return _text(path)
 
 
 def _text(path: Path) -> str:
@@ -74,14 +252,31 @@ def decision_of(ruling: Ruling) -> Decision:
         trace=tuple(
             RuleTrace(step.rule, step.stage, step.matched, step.effect, step.place) for step in ruling.trace
         ),
+        copies=ruling.copies,
+        forwards=ruling.forwards,
+        priority=ruling.priority or 0,
+        pause=ruling.pause,
     )
 
 
+# What two stages' decisions come to: the heavier one; among equals the later.
+_WEIGHTS = {
+    Action.ACCEPT: 0,
+    Action.QUARANTINE: 1,
+    Action.HOLD: 2,
+    Action.DISCARD: 3,
+    Action.DEFER: 4,
+    Action.REJECT: 4,
+}
+
+
 def merge(first: Decision, second: Decision) -> Decision:
-    """Return what two stages' decisions say together: the later action where it does more than accept."""
-    action, source = (second.action, second) if second.action is not Action.ACCEPT else (first.action, first)
+    """Return what two stages' decisions say together: the heavier action, and all that goes with both."""
+    if second is UNRULED:
+        return first
+    source = second if _WEIGHTS[second.action] >= _WEIGHTS[first.action] else first
     return Decision(
-        action=action,
+        action=source.action,
         code=source.code,
         enhanced=source.enhanced,
         text=source.text,
@@ -89,11 +284,16 @@ def merge(first: Decision, second: Decision) -> Decision:
         headers=(*first.headers, *second.headers),
         redirect=first.redirect or second.redirect,
         trace=(*first.trace, *second.trace),
+        copies=tuple(dict.fromkeys((*first.copies, *second.copies))),
+        forwards=tuple(dict.fromkeys((*first.forwards, *second.forwards))),
+        priority=second.priority or first.priority,
+        pause=second.pause or first.pause,
     )
 
 
 def refuse(decision: Decision) -> None:
     """Raise the Refusal of a decision that rejects or defers; return for any other."""
     if decision.action in (Action.REJECT, Action.DEFER):
-        rule = next((step.rule for step in decision.trace if step.matched), "")
+        # What refused came last; the rules before it may have matched too.
+        rule = next((step.rule for step in reversed(decision.trace) if step.matched), "")
         raise Refusal(decision.code, decision.enhanced, decision.text, f"rule {rule}")

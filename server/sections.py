@@ -11,10 +11,11 @@ from __future__ import annotations
 import re
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from policies.facts import LIMIT_PREFIX, LIMITS
 from server.listen import parse_listen
 from server.next_hop import parse_next_hop
 from server.settings_text import setting
@@ -143,7 +144,7 @@ class Store(Section):
         64 * MEBI, "Size at which the journal begins a new segment.", at_least=MEBI, at_most=1024 * MEBI
     )
     spool_threshold_octets: int = setting(
-        MEBI // 4,
+        2 * MEBI,
         "A message larger than this goes to a spool file of its own instead of into the journal.",
         at_least=4096,
         at_most=16 * MEBI,
@@ -346,6 +347,39 @@ class Policy(Section):
         "Directory whose *.toml files hold the rules, read in the order of their names.",
         allowed=PATH,
     )
+    list_reload_seconds: float = setting(
+        10.0,
+        "How often the files of lists are looked at for changes. 0: on reload alone.",
+        at_least=0,
+        at_most=DAY,
+    )
+
+
+def _limit(name: str) -> Any:
+    limit = LIMITS[name]
+    used = f" Rules call it {LIMIT_PREFIX}{name}."
+    return setting(limit.default, limit.meaning + used, unit=limit.unit, at_least=0, at_most=1_000_000_000)
+
+
+class Limits(Section):
+    """Figures that policy rules name: what senders of this server may do. Rules enforce them, no code."""
+
+    key_hour: int = _limit("key_hour")
+    key_day: int = _limit("key_day")
+    organization_hour: int = _limit("organization_hour")
+    organization_day: int = _limit("organization_day")
+    message_recipients: int = _limit("message_recipients")
+    similar_bodies_hour: int = _limit("similar_bodies_hour")
+    new_recipient_percent: int = _limit("new_recipient_percent")
+    bounce_permille: int = _limit("bounce_permille")
+    complaint_permille: int = _limit("complaint_permille")
+    settled_least: int = _limit("settled_least")
+    warmup_first_days: int = _limit("warmup_first_days")
+
+    @property
+    def figures(self) -> dict[str, int]:
+        """The figures by name, as compile_rules takes them."""
+        return {name: getattr(self, name) for name in LIMITS}
 
 
 class Delivery(Section):

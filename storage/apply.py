@@ -7,7 +7,6 @@ again until it does, what one record alone causes is put aside with an event,
 and nothing is dropped. Renders nothing itself: that is given to it.
 """
 
-import hashlib
 import logging
 import threading
 import time
@@ -27,8 +26,9 @@ from storage.journal import Applied, Complete, Journaled
 from storage.locations import Locations
 from storage.placing import Location, Placing, Present, Work
 from storage.records import Accepted, Event, Placed, Spooled
+from storage.rendition import prepare
 from storage.rows import Batch, Stale, Statements, advance_only
-from storage.worker import LEAST_RECORDS, Render, Worker, render_safely
+from storage.worker import LEAST_RECORDS, Render, Worker, content_digest, render_safely
 
 __all__ = ["Applier", "Render"]
 
@@ -36,8 +36,8 @@ BATCH_RECORDS = 256
 BATCH_OCTETS = 16 << 20
 # Under load a batch begins this long after the one before, or when so many wait, or when somebody
 # waits for the outcome (APPEND owes a UID).
-GATHER_SECONDS = 0.008
-GATHER_RECORDS = 64
+GATHER_SECONDS = 0.03
+GATHER_RECORDS = 48
 BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_LAST_SECONDS = 10.0
 REPLAY_ATTEMPTS = 4
@@ -235,8 +235,8 @@ class Applier:
             encoded=item.encoded,
             applied=item.applied,
             octets=item.octets,
-            rendered=rendered,
-            digest=hashlib.sha256(content).digest(),
+            prepared=prepare(rendered),
+            digest=content_digest(record.content, content),
             content_octets=octets,
             unrendered=unrendered,
         )

@@ -44,6 +44,8 @@ RECORD_OCTETS = 256 << 20
 
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 _NO_VERDICTS = "[]"
+_PEERS_LIMIT = 512
+_peers: dict[int, tuple[Peer, str]] = {}
 
 
 def _names(notify: frozenset[str] | None) -> list[str] | None:
@@ -72,6 +74,18 @@ def envelope_text(envelope: Envelope) -> str:
 
 def peer_text(peer: Peer) -> str:
     """Return the JSON that messages.peer holds."""
+    # A session brings its messages with one and the same object.
+    known = _peers.get(id(peer))
+    if known is not None and known[0] is peer:
+        return known[1]
+    text = _peer_text(peer)
+    if len(_peers) >= _PEERS_LIMIT:
+        _peers.clear()
+    _peers[id(peer)] = peer, text
+    return text
+
+
+def _peer_text(peer: Peer) -> str:
     return _encode(
         {
             "address": peer.address,
@@ -88,27 +102,37 @@ def peer_text(peer: Peer) -> str:
 
 def decision_text(decision: Decision) -> str:
     """Return the JSON that messages.decision holds."""
-    return _encode(
-        {
-            "action": decision.action.value,
-            "code": decision.code,
-            "enhanced": decision.enhanced,
-            "text": decision.text,
-            "tags": decision.tags,
-            "headers": decision.headers,
-            "redirect": decision.redirect,
-            "trace": [
-                {
-                    "rule": step.rule,
-                    "stage": step.stage,
-                    "matched": step.matched,
-                    "effect": step.effect,
-                    "place": step.place,
-                }
-                for step in decision.trace
-            ],
-        }
-    )
+    if decision is PLAIN or decision == PLAIN:
+        return _PLAIN_TEXT
+    return _decision_text(decision)
+
+
+def _decision_text(decision: Decision) -> str:
+    fields: dict[str, Any] = {
+        "action": decision.action.value,
+        "code": decision.code,
+        "enhanced": decision.enhanced,
+        "text": decision.text,
+        "tags": decision.tags,
+        "headers": decision.headers,
+        "redirect": decision.redirect,
+        "trace": [
+            {
+                "rule": step.rule,
+                "stage": step.stage,
+                "matched": step.matched,
+                "effect": step.effect,
+                "place": step.place,
+            }
+            for step in decision.trace
+        ],
+    }
+    # Rare, and absent from what earlier versions wrote.
+    if decision.copies or decision.forwards:
+        fields |= {"copies": decision.copies, "forwards": decision.forwards}
+    if decision.priority:
+        fields["priority"] = decision.priority
+    return _encode(fields)
 
 
 def verdicts_text(verdicts: tuple[Verdict, ...]) -> str:
@@ -127,6 +151,10 @@ def verdicts_text(verdicts: tuple[Verdict, ...]) -> str:
             for verdict in verdicts
         ]
     )
+
+
+PLAIN = Decision()
+_PLAIN_TEXT = _decision_text(PLAIN)
 
 
 def data_text(event: Event) -> str:
@@ -170,6 +198,8 @@ def _decision(fields: dict[str, Any]) -> Decision:
         tags=tuple(fields.pop("tags")),
         headers=tuple((name, value) for name, value in fields.pop("headers")),
         trace=tuple(RuleTrace(**step) for step in fields.pop("trace")),
+        copies=tuple(fields.pop("copies", ())),
+        forwards=tuple(fields.pop("forwards", ())),
         **fields,
     )
 
@@ -316,9 +346,9 @@ def decode(head: Header, payload: bytes) -> Accepted:
         raise ValueError(f"journal record {head.sequence} cannot be read: {error}") from error
 
 
-def decode_files(head: Header, payload: bytes) -> Accepted:
+def decode_files(head: Header, payload: bytes | memoryview) -> Accepted:
     """Return what the files of a record are made from; envelope, decision and the like are left blank."""
-    *_, rest = json.loads(payload[: head.metadata_octets])
+    *_, rest = json.loads(bytes(payload[: head.metadata_octets]))
     return _read_rest(payload, head.metadata_octets, rest, _BLANK)
 
 
@@ -346,13 +376,13 @@ class _About:
 _BLANK = _About(Peer(""), Envelope(None, ()), Decision(), ())
 
 
-def _read_rest(payload: bytes, metadata_octets: int, rest: list[Any], about: _About) -> Accepted:
+def _read_rest(payload: bytes | memoryview, metadata_octets: int, rest: list[Any], about: _About) -> Accepted:
     message_id, organization_id, accepted_at, source, key, trace_octets, content, local, remote, events = rest
     at = metadata_octets + trace_octets
-    trace = payload[metadata_octets:at]
+    trace = bytes(payload[metadata_octets:at])
     targets = []
     for mailbox_id, recipient, folder, octets, flags, keywords, internal_date in local:
-        prefix = payload[at : at + octets]
+        prefix = bytes(payload[at : at + octets])
         at += octets
         target = LocalTarget(mailbox_id, recipient, folder, prefix, flags, tuple(keywords), internal_date)
         targets.append(target)
@@ -371,7 +401,7 @@ def _read_rest(payload: bytes, metadata_octets: int, rest: list[Any], about: _Ab
         trace=trace,
         local=tuple(targets),
         remote=tuple(_read_remote(fields) for fields in remote),
-        content=payload[at:] if inline else Spooled(*content),
+        content=bytes(payload[at:]) if inline else Spooled(*content),
         events=() if about is _BLANK else tuple(_read_event(fields) for fields in events),
         idempotency_key=key,
     )

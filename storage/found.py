@@ -15,7 +15,6 @@ import re
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 from sqlalchemy import Connection
@@ -26,12 +25,10 @@ from storage.entries import tell
 from storage.folders import Locked, advance, charge
 from storage.maildir import flags_of, parse_name, relative_path
 from storage.records import Decision, Envelope, Peer, Rendered, Source
-from storage.rendition import plain
-from storage.rows import clean, header_id
+from storage.rendition import plain, prepare
 from storage.selection import insert_rows, members, pack, run
 
 OCTETS = 256 << 20
-REFERENCES = 20
 
 _MESSAGE = (
     "id, organization_id, source, accepted_at, octets, digest, reverse_path, envelope, peer, decision, "
@@ -43,7 +40,6 @@ _ENTRY = (
     "subdirectory, mirrored, mirror_due"
 )
 _BARE = re.compile(rb"(?<!\r)\n")
-_ID = re.compile(r"<[^<>\s]{1,498}>")
 _log = logging.getLogger(__name__)
 
 
@@ -170,9 +166,8 @@ def _rewrite(directory: Path, path: str, content: bytes, modified_ns: int) -> st
 
 def _thread(connection: Connection, organization_id: str, rendered: Rendered) -> str:
     """Return the thread of the nearest message that this one refers to, or of itself as known before."""
-    others = _ID.findall(rendered.references)[-REFERENCES:]
-    nearest = _ID.findall(rendered.in_reply_to)[:1]
-    wanted = [header_id(one) for one in chain([rendered.message_id], reversed(others), nearest) if one]
+    prepared = prepare(rendered)
+    wanted = [one for one in (prepared.described[0], *prepared.references) if one]
     if wanted:
         text = (
             "SELECT message_id_header, thread_id FROM messages "  # noqa: S608 - ours
@@ -187,7 +182,6 @@ def _thread(connection: Connection, organization_id: str, rendered: Rendered) ->
 
 
 def _message(folder: Locked, message_id: str, found: Found, thread_id: str, at: int) -> tuple[object, ...]:
-    rendered = found.rendered
     return (
         message_id,
         folder.organization_id,
@@ -201,28 +195,14 @@ def _message(folder: Locked, message_id: str, found: Found, thread_id: str, at: 
         decision_text(Decision()),
         verdicts_text(()),
         b"",
-        header_id(rendered.message_id),
-        clean(rendered.subject),
-        clean(rendered.from_),
-        clean(rendered.to),
-        rendered.sent_at,
+        *prepare(found.rendered).described,
         thread_id,
         0,
     )
 
 
 def _rendition(message_id: str, rendered: Rendered) -> tuple[object, ...]:
-    return (
-        message_id,
-        rendered.header_octets,
-        rendered.envelope,
-        rendered.body,
-        rendered.bodystructure,
-        rendered.parts,
-        clean(rendered.preview),
-        rendered.attachments,
-        clean(rendered.text),
-    )
+    return (message_id, *prepare(rendered).rendition)
 
 
 def _entry(folder_id: int, uid: int, modseq: int, message_id: str, found: Found) -> tuple[object, ...]:

@@ -39,6 +39,11 @@ def _random() -> bytes:
         return parts[0]
 
 
+def of(prefix: str, other: str) -> str:
+    """Return the id of another kind that belongs to an id: the same characters behind another prefix."""
+    return prefix + other[other.index("_") :]
+
+
 def new(prefix: str) -> str:
     """Return a fresh id such as `msg_01jd…`; ids of different milliseconds sort by age."""
     if not (prefix.isascii() and prefix.isalpha() and prefix.islower()):

@@ -91,6 +91,7 @@ class Journal:
     ) -> None:
         self.directory = directory
         self.backlog_octets = 0
+        self._unwritten_octets = 0  # of the backlog: what no apply can take off it yet
         self._instance = instance.encode("ascii")
         self._sequence = next_sequence
         self._segment_octets = segment_octets
@@ -120,6 +121,7 @@ class Journal:
             if refusal is None:
                 self._pending.append(Pending(record, durable, applied, octets))
                 self.backlog_octets += octets
+                self._unwritten_octets += octets
                 self._ready.notify()
         if refusal is not None:
             self._complete([partial(durable, refusal)])
@@ -179,6 +181,8 @@ class Journal:
             if batch:
                 self._slow_down()
                 self._append(batch)
+                with self._ready:
+                    self._unwritten_octets -= sum(pending.octets for pending in batch)
             if rotations:
                 self._rotate_for(rotations)
             del batch
@@ -198,7 +202,10 @@ class Journal:
 
     def _slow_down(self) -> None:
         with self._eased:
-            self._eased.wait_for(lambda: self.backlog_octets <= self._limit // SLOW_PART, SLOW_SECONDS)
+            self._eased.wait_for(self._is_eased, SLOW_SECONDS)
+
+    def _is_eased(self) -> bool:
+        return self.backlog_octets - self._unwritten_octets <= self._limit // SLOW_PART
 
     def _rotate_for(self, rotations: Sequence[threading.Event]) -> None:
         try:

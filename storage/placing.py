@@ -20,7 +20,8 @@ from storage.codec import Encoded
 from storage.files import Files, write_all
 from storage.journal import Applied
 from storage.maildir import SUBDIRECTORIES, Maildir, base_name, file_name, info, parse_name
-from storage.records import Event, LocalTarget, Rendered, Spooled
+from storage.records import Event, LocalTarget, Spooled
+from storage.rendition import Prepared
 from storage.spool import UNFINISHED, Spool
 
 _TMP = SUBDIRECTORIES[0]
@@ -62,7 +63,7 @@ class Work:
     encoded: Encoded
     applied: Applied | None
     octets: int
-    rendered: Rendered
+    prepared: Prepared
     digest: bytes
     content_octets: int
     locations: list[Location | None] = field(default_factory=list)

@@ -104,6 +104,8 @@ class Action(str, Enum):
     REJECT = "reject"
     DEFER = "defer"
     QUARANTINE = "quarantine"
+    HOLD = "hold"
+    DISCARD = "discard"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,9 @@ class Decision:
 
     code, enhanced, text: the refusal's reply for REJECT and DEFER. tags: IMAP
     keywords. headers: (name, value) fields put on top of the message.
-    redirect: address that takes the recipients' place, or None.
+    redirect: address that takes the recipients' place, or None. copies, forwards: inboxes
+    and addresses that get it too. priority: the queue's. pause: 'identity' or 'organization',
+    which may send no more, '' for none.
     """
 
     action: Action = Action.ACCEPT
@@ -134,6 +138,10 @@ class Decision:
     headers: tuple[tuple[str, str], ...] = ()
     redirect: str | None = None
     trace: tuple[RuleTrace, ...] = ()
+    copies: tuple[str, ...] = ()
+    forwards: tuple[str, ...] = ()
+    priority: int = 0
+    pause: str = ""
 
 
 class Flag(IntFlag):
@@ -169,13 +177,14 @@ class LocalTarget:
 class RemoteTarget:
     """One recipient that the queue must deliver: the row of deliveries that apply inserts.
 
-    next_attempt_at, expires_at: microseconds. domain: lower-case A-labels, the queue's key.
+    next_attempt_at, expires_at: microseconds; next_attempt_at None: held until somebody releases it.
+    domain: lower-case A-labels, the queue's key.
     """
 
     delivery_id: str
     recipient: Recipient
     domain: str
-    next_attempt_at: int
+    next_attempt_at: int | None
     expires_at: int
     priority: int = 0
 
@@ -534,3 +543,17 @@ class Suppression:
     evidence: str
     created_at: int
     expires_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A login or an organization that may send nothing until an operator lifts it.
+
+    subject: id of a credential, key or organization. rule: which one said so; text: what clients are told.
+    """
+
+    subject: str
+    organization_id: str
+    rule: str
+    text: str
+    at: int

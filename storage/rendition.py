@@ -1,14 +1,86 @@
-"""What is kept of a message that could not be rendered: true, and as little as IMAP allows.
+"""A rendering as the rows that keep it, and the one of a message that could not be rendered.
 
-Owns that one fallback. The message is one text part without any known header
-field; its octets are untouched and can still be fetched whole.
+Owns what every database takes of a message's texts, the form of Message-IDs, and
+the fallback: one text part without any known header field, whose octets are
+untouched and can still be fetched whole.
 
-RFC 9051 7.5.2 (ENVELOPE, BODY, BODYSTRUCTURE).
+RFC 9051 7.5.2 (ENVELOPE, BODY, BODYSTRUCTURE), RFC 5256 3 (references).
 """
 
 import json
+import re
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 from storage.records import Rendered
+
+REFERENCES = 20
+HEADER_ID_CHARACTERS = 500
+_ID = re.compile(r"<[^<>\s]{1,498}>")
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A rendering made ready for its rows, out of the way of whoever writes them.
+
+    rendition: the columns of `renditions` behind the message's id. described: of `messages`,
+    from message_id_header to sent_at. references: Message-IDs it refers to, nearest first.
+    """
+
+    rendition: tuple[Any, ...]
+    described: tuple[str, str, str, str, int]
+    references: list[str]
+
+
+def prepare(rendered: Rendered) -> Prepared:
+    """Return a rendering as rows hold it."""
+    return Prepared(
+        rendition=(
+            rendered.header_octets,
+            rendered.envelope,
+            rendered.body,
+            rendered.bodystructure,
+            rendered.parts,
+            clean(rendered.preview),
+            rendered.attachments,
+            clean(rendered.text),
+        ),
+        described=(
+            header_id(rendered.message_id),
+            clean(rendered.subject),
+            clean(rendered.from_),
+            clean(rendered.to),
+            rendered.sent_at,
+        ),
+        references=_references(rendered),
+    )
+
+
+def clean(text: str) -> str:
+    """Return text as every database takes it: without NUL, unpaired surrogates replaced."""
+    if text.isascii():
+        return text.replace("\0", "") if "\0" in text else text
+    return text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
+
+
+def header_id(text: str) -> str:
+    """Return a Message-ID as it is stored and looked up: bracketed, bounded, '' for none."""
+    found = _ID.search(text)
+    if found is not None:
+        return clean(found[0])
+    bare = clean(text).strip().strip("<>")[: HEADER_ID_CHARACTERS - 2]
+    return f"<{bare}>" if bare else ""
+
+
+def _references(rendered: Rendered) -> list[str]:
+    """Return what a message refers to, nearest first (RFC 5256 3: the last reference is the parent)."""
+    if not rendered.references and not rendered.in_reply_to:
+        return []
+    nearest = _ID.findall(rendered.in_reply_to)[:1]
+    others = _ID.findall(rendered.references)[-REFERENCES:]
+    return [header_id(name) for name in dict.fromkeys(chain(reversed(others), nearest))]
+
 
 _ENVELOPE = b"(" + b" ".join([b"NIL"] * 10) + b")"
 

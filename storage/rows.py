@@ -9,7 +9,6 @@ withdraw those of a message that turns out to be there already.
 RFC 9051 2.3.1.1 (UID), RFC 7162 3.1 (MODSEQ), RFC 5256 3 (references).
 """
 
-import re
 from collections.abc import Callable, Sequence
 from itertools import chain, islice
 from typing import Any
@@ -23,15 +22,13 @@ from storage.errors import StorageError
 from storage.maildir import flags_of, info
 from storage.placing import Location, Name, Work
 from storage.records import DeliveryState, Event, LocalTarget, Placed, RemoteTarget, Source
+from storage.rendition import clean
 
 Row = tuple[Any, ...]
-REFERENCES = 20
-HEADER_ID_CHARACTERS = 500
 _LOOKUP = 500
 # Every statement gives up the interpreter's lock and waits to get it back, so a small batch is one
 # statement a table; the sizes are few enough for the driver's cache of prepared statements.
 _CHUNKS = (64, 32, *range(16, 0, -1))
-_ID = re.compile(r"<[^<>\s]{1,498}>")
 
 
 # What a sender's own folder gets is no news to whoever waits for mail.
@@ -90,22 +87,6 @@ _DELIVERY = (
     "tries", "created_at", "next_attempt_at", "expires_at", "updated_at",
 )  # fmt: skip
 _EVENT = ("id", "kind", "at", "organization_id", "message_id", "mailbox_id", "delivery_id", "data")
-
-
-def clean(text: str) -> str:
-    """Return text as every database takes it: without NUL, unpaired surrogates replaced."""
-    if text.isascii():
-        return text.replace("\0", "") if "\0" in text else text
-    return text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
-
-
-def header_id(text: str) -> str:
-    """Return a Message-ID as it is stored and looked up: bracketed, bounded, '' for none."""
-    found = _ID.search(text)
-    if found is not None:
-        return clean(found[0])
-    bare = clean(text).strip().strip("<>")[: HEADER_ID_CHARACTERS - 2]
-    return f"<{bare}>" if bare else ""
 
 
 class Batch:
@@ -297,18 +278,20 @@ class Batch:
         rows = [_delivery_row(work, target) for work in works for target in work.encoded.record.remote]
         if rows:
             self._statements.insert(connection, schema.deliveries, _DELIVERY, rows)
-            publish(connection, Notice("queue", "", min(row[11] for row in rows)))
+            due = [row[11] for row in rows if row[11] is not None]
+            if due:
+                publish(connection, Notice("queue", "", min(due)))
 
     def _thread(self, connection: Connection, works: Sequence[Work]) -> list[str]:
         """Return each message's thread: that of the nearest message it refers to, else a new one."""
-        references = [_references(work) for work in works]
+        references = [work.prepared.references for work in works]
         known = self._known_threads(connection, works, references)
         threads: list[str] = []
         for work, wanted in zip(works, references, strict=True):
             organization_id = work.encoded.record.organization_id
             found = (known.get((organization_id, reference)) for reference in wanted)
-            thread = next(filter(None, found), None) or ids.new("thr")
-            own = header_id(work.rendered.message_id)
+            thread = next(filter(None, found), None) or ids.of("thr", work.encoded.record.message_id)
+            own = work.prepared.described[0]
             if own:
                 known.setdefault((organization_id, own), thread)
             threads.append(thread)
@@ -390,16 +373,8 @@ def _flags(target: LocalTarget, name: Name) -> int:
     return flags_of(name.mirrored)
 
 
-def _references(work: Work) -> list[str]:
-    """Return what a message refers to, nearest first (RFC 5256 3: the last reference is the parent)."""
-    rendered = work.rendered
-    nearest = _ID.findall(rendered.in_reply_to)[:1]
-    others = _ID.findall(rendered.references)[-REFERENCES:]
-    return [header_id(name) for name in dict.fromkeys(chain(reversed(others), nearest))]
-
-
 def _message_row(work: Work, thread_id: str) -> Row:
-    encoded, rendered = work.encoded, work.rendered
+    encoded = work.encoded
     record = encoded.record
     return (
         record.message_id,
@@ -414,29 +389,14 @@ def _message_row(work: Work, thread_id: str) -> Row:
         encoded.decision,
         encoded.verdicts,
         record.trace,
-        header_id(rendered.message_id),
-        clean(rendered.subject),
-        clean(rendered.from_),
-        clean(rendered.to),
-        rendered.sent_at,
+        *work.prepared.described,
         thread_id,
         int(bool(record.remote)),
     )
 
 
 def _rendition_row(work: Work) -> Row:
-    rendered = work.rendered
-    return (
-        work.encoded.record.message_id,
-        rendered.header_octets,
-        rendered.envelope,
-        rendered.body,
-        rendered.bodystructure,
-        rendered.parts,
-        clean(rendered.preview),
-        rendered.attachments,
-        clean(rendered.text),
-    )
+    return (work.encoded.record.message_id, *work.prepared.rendition)
 
 
 def _delivery_row(work: Work, target: RemoteTarget) -> Row:
@@ -450,7 +410,7 @@ def _delivery_row(work: Work, target: RemoteTarget) -> Row:
         None if recipient.orcpt is None else clean(recipient.orcpt),
         notify,
         target.domain,
-        DeliveryState.SCHEDULED.value,
+        (DeliveryState.HELD if target.next_attempt_at is None else DeliveryState.SCHEDULED).value,
         target.priority,
         0,
         record.accepted_at,

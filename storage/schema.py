@@ -327,6 +327,50 @@ suppressions = Table(
     UniqueConstraint("organization_id", "address"),
 )
 
+# How much of a kind happened for a key (an id, a domain) from start on, for as long as the kind's grain.
+rate_counters = Table(
+    "rate_counters",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("start", BigInteger, primary_key=True, autoincrement=False),
+    Column("count", BigInteger, nullable=False),
+    Index("ix_rate_counters_start", "start"),
+    sqlite_with_rowid=False,
+)
+
+# Whom an organization has written to: a digest of the address, and when last.
+written_to = Table(
+    "written_to",
+    metadata,
+    Column("organization_id", Text, primary_key=True),
+    Column("digest", LargeBinary, primary_key=True),
+    Column("at", BigInteger, nullable=False),
+    Index("ix_written_to_at", "at"),
+    sqlite_with_rowid=False,
+)
+
+# Logins and organizations that may not send until an operator lifts it.
+pauses = Table(
+    "pauses",
+    metadata,
+    Column("subject", Text, primary_key=True),
+    Column("organization_id", Text, ForeignKey("organizations.id"), nullable=False),
+    Column("rule", Text, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("at", BigInteger, nullable=False),
+)
+
+# Entries of the lists that policy rules keep in the database; the operator's, for all organizations.
+list_entries = Table(
+    "list_entries",
+    metadata,
+    Column("list", Text, primary_key=True),
+    Column("entry", Text, primary_key=True),
+    Column("added_at", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,

@@ -22,8 +22,6 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,7 @@ from storage.journal import Journaled
 from storage.maildir import Maildir
 from storage.placing import Location, Placing, Work
 from storage.records import Accepted, Rendered, Spooled
+from storage.rendition import Prepared, prepare
 from storage.spool import Spool
 
 Render = Callable[[bytes], Rendered]
@@ -44,9 +43,6 @@ LEAST_RECORDS = 4
 FAILURES_LIMIT = 3
 _LENGTH = struct.Struct("<I")
 _PR_SET_PDEATHSIG = 1
-
-# dataclasses.astuple copies deeply and takes ten times as long.
-_rendered_values = attrgetter(*(field.name for field in fields(Rendered)))
 
 _log = logging.getLogger(__name__)
 
@@ -136,14 +132,14 @@ def _pack_location(location: Location | None) -> tuple[str, int, str, str] | Non
 
 
 def _unpack_work(item: Journaled, locations: Sequence[Location | None], result: tuple[Any, ...]) -> Work:
-    rendered, digest, lost, unrendered = result
+    rendition_row, described, references, digest, lost, unrendered = result
     record = item.encoded.record
     return Work(
         sequence=item.sequence,
         encoded=item.encoded,
         applied=item.applied,
         octets=item.octets,
-        rendered=Rendered(*rendered),
+        prepared=Prepared(rendition_row, described, references),
         digest=digest,
         content_octets=codec.content_octets(record.content),
         locations=[None if index in lost else found for index, found in enumerate(locations)],
@@ -190,10 +186,12 @@ class Segments:
         if head is None:
             raise ValueError(f"no record at {offset} of {path}")
         start = offset + codec.HEADER_OCTETS
-        payload = octets[start : start + head.payload_octets]
-        if len(payload) < head.payload_octets:
-            payload = self._map(path, is_grown=True)[start : start + head.payload_octets]
-        return codec.decode_files(head, payload)
+        end = start + head.payload_octets
+        if len(octets) < end:
+            octets = self._map(path, is_grown=True)
+        # A view: the content is copied once, and not with all that stands before it.
+        with memoryview(octets) as view, view[start:end] as payload:
+            return codec.decode_files(head, payload)
 
     def _map(self, path: str, *, is_grown: bool = False) -> mmap.mmap:
         if self._octets is None or path != self._path or is_grown:
@@ -203,6 +201,11 @@ class Segments:
                 self._octets = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             self._path = path
         return self._octets
+
+
+def content_digest(kept: bytes | Spooled, octets: bytes) -> bytes:
+    """Return the SHA-256 of a content, which is known already where it was spooled."""
+    return bytes.fromhex(kept.sha256) if isinstance(kept, Spooled) else hashlib.sha256(octets).digest()
 
 
 def render_safely(render: Render, content: bytes) -> tuple[Rendered, str | None]:
@@ -229,19 +232,22 @@ def work_on(
         if isinstance(content, Spooled):
             content = placing.spool.path(content.name).read_bytes()
         rendered, unrendered = render_safely(render, content)
+        prepared = prepare(rendered)
         work = Work(
             sequence=sequence,
             encoded=Encoded(record, "", "", "", "", 0, b"", b""),
             applied=None,
             octets=0,
-            rendered=rendered,
-            digest=hashlib.sha256(content).digest(),
+            prepared=prepared,
+            digest=content_digest(record.content, content),
             content_octets=len(content),
             locations=[None if found is None else Location(*found) for found in locations],
         )
         placing.place(work, None)
         lost = [index for index, found in enumerate(work.locations) if found is None]
-        results.append((_rendered_values(rendered), work.digest, lost, unrendered))
+        results.append(
+            (prepared.rendition, prepared.described, prepared.references, work.digest, lost, unrendered)
+        )
     return results
 
 

@@ -2,9 +2,10 @@
 
 import pytest
 
-from policies.facts import STAGES, facts_at, faults
+from policies.facts import FACTS, STAGES, facts_at, faults
 from server import evidence
 from server.login import Identity
+from server.standing import EMPTY
 from storage.records import Envelope, Peer, Recipient, Source, Verdict
 
 CONTENT = (
@@ -30,8 +31,13 @@ CASE = evidence.Case(
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_fact_of_a_stage_is_given_with_its_type(stage: str):
     facts = evidence.Facts(CASE)
+    facts.update({name: EMPTY[name] for name in EMPTY})  # what a look ahead tells
     values = {fact.name: facts[fact.name] for fact in facts_at(stage)}
     assert faults(stage, values) == []
+
+
+def test_a_look_ahead_tells_the_facts_that_wait_and_no_others():
+    assert {fact.name for fact in FACTS.values() if fact.ahead} == set(EMPTY)
 
 
 def test_texts_are_given_in_lower_case_and_decoded():

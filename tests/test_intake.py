@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 
+from policies.facts import DEFAULT_LIMITS
+from server.counters import Counters
+from server.dns import Answer, DnsTemporary, NoSuchDomain
 from server.imap.render import render
 from server.intake import Arrival, Intake, IntakeSettings, Receipt
 from server.mail import trace
 from server.refusal import Refusal
 from server.routing import Routing
 from server.rulebook import Rulebook
+from server.standing import Standing
 from server.threads import Hub, Threads
 from storage import accounts, codec
 from storage.records import Accepted, Envelope, Peer, Recipient, Source, Spooled, Verdict
@@ -62,6 +66,11 @@ class Appliance:
     threads: Threads
     intake: Intake
     accepted: list[Accepted]
+    rulebook: Rulebook
+    standing: Standing
+    counters: Counters
+    clock: FakeClock
+    directory: Path
 
     def spool(self, content: bytes = CONTENT) -> Spooled:
         writer = self.store.spool()
@@ -89,9 +98,33 @@ class Appliance:
         return found.id
 
 
-def run(directory: Path, scenario: Scenario, rules: str = "") -> None:
+class Resolver:
+    """Answers from a table; what is not in it does not exist, and None fails for now."""
+
+    def __init__(self, table: dict[str, tuple[str, ...] | None]) -> None:
+        self.table = table
+        self.asked: list[str] = []
+
+    async def resolve(self, name: str, rdtype: str) -> Answer:
+        self.asked.append(name)
+        found = self.table.get(name, ())
+        if found is None:
+            raise DnsTemporary(name)
+        if not found:
+            raise NoSuchDomain(name)
+        return Answer(found, 60, False)
+
+
+def run(
+    directory: Path,
+    scenario: Scenario,
+    rules: str = "",
+    *,
+    limits: dict[str, int] | None = None,
+    resolver: Resolver | None = None,
+) -> None:
     async def whole() -> None:
-        (directory / "rules").mkdir()
+        (directory / "rules").mkdir(exist_ok=True)
         (directory / "rules" / "one.toml").write_text(rules)
         store = Store.open(
             directory=directory / "data",
@@ -112,16 +145,28 @@ def run(directory: Path, scenario: Scenario, rules: str = "") -> None:
                 taking(record, **callbacks)
 
             store.accept = accept
+            clock = FakeClock()
+            rulebook = Rulebook(directory / "rules", {**DEFAULT_LIMITS, **(limits or {})}, clock)
+            counters = Counters(threads, clock)
+            standing = Standing(
+                threads=threads,
+                clock=clock,
+                rulebook=rulebook,
+                counters=counters,
+                resolver=resolver or Resolver({}),
+            )
             intake = Intake(
                 threads=threads,
                 routing=Routing(threads),
-                rulebook=Rulebook(directory / "rules"),
-                clock=FakeClock(),
+                rulebook=rulebook,
+                clock=clock,
                 settings=IntakeSettings(HOST, 60, 60),
                 verifier=Verifier(),
                 signer=Signer(),
+                standing=standing,
             )
-            await scenario(Appliance(store, threads, intake, accepted))
+            made = Appliance(store, threads, intake, accepted, rulebook, standing, counters, clock, directory)
+            await scenario(made)
         finally:
             threads.close()
             store.close()

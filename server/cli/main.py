@@ -8,23 +8,22 @@ the store when no daemon runs. `--json` prints one JSON value and nothing else.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from server.cli import output
-from server.cli.asking import ask
-from server.config import ConfigError, Settings
-from server.operations import OperationFailed
-
-EXIT_REFUSED = 1
-EXIT_UNREACHABLE = 3
-EXIT_CONFIGURATION = 4
-DEFAULT_CONFIG = Path("/etc/mailagents/mailagents.toml")
+from server.cli import output, policy
+from server.cli.options import (
+    EXIT_CONFIGURATION,
+    EXIT_UNREACHABLE,
+    ConfigOption,
+    JsonOption,
+    load,
+    perform,
+    show,
+)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 domain_app = typer.Typer(no_args_is_help=True, help="Domains and their DNS records.")
@@ -41,63 +40,10 @@ for name, group in {
     "key": key_app,
     "grant": grant_app,
     "queue": queue_app,
+    "policy": policy.app,
     "config": config_app,
 }.items():
     app.add_typer(group, name=name)
-
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        "-c",
-        envvar="MAILAGENTS_CONFIG",
-        help=f"Configuration file; {DEFAULT_CONFIG} where it exists, else the defaults.",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-def load(path: Path | None) -> Settings:
-    """Return the settings of a file or the default place; ends the program on faults."""
-    chosen = path or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
-    try:
-        return Settings.load(chosen)
-    except ConfigError as error:
-        for problem in error.problems:
-            print(problem, file=sys.stderr)
-        raise typer.Exit(EXIT_CONFIGURATION) from None
-    except OSError as error:
-        errors.print(f"{chosen}: {error.strerror}", markup=False)
-        raise typer.Exit(EXIT_CONFIGURATION) from None
-
-
-def perform(
-    config: Path | None, operation: str, arguments: dict[str, Any], *, as_json: bool
-) -> dict[str, Any]:
-    """Do an operation in the daemon or on the store; ends the program where it fails."""
-    settings = load(config)
-    try:
-        return ask(settings, operation, arguments)
-    except OperationFailed as error:
-        raise _failure(error.code, str(error), EXIT_REFUSED, as_json=as_json) from None
-    except output.Unreachable as error:
-        raise _failure("store_unreachable", str(error), EXIT_UNREACHABLE, as_json=as_json) from None
-
-
-def _failure(code: str, text: str, status: int, *, as_json: bool) -> typer.Exit:
-    if as_json:
-        print(json.dumps({"error": {"code": code, "text": text}}))
-    else:
-        errors.print(text, markup=False)
-    return typer.Exit(status)
-
-
-def _show(result: dict[str, Any], *, as_json: bool, show: Any) -> None:
-    if as_json:
-        print(json.dumps(result, ensure_ascii=False))
-    else:
-        show(result)
 
 
 @app.command()
@@ -139,7 +85,7 @@ def dev(
 def organization_add(name: str, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Create an organization."""
     result = perform(config, "organization-add", {"name": name}, as_json=as_json)
-    _show(result, as_json=as_json, show=output.facts)
+    show(result, as_json=as_json, how=output.facts)
 
 
 @domain_app.command("add")
@@ -152,14 +98,14 @@ def domain_add(
     """Create a domain with its DKIM keys and print the DNS records to publish."""
     arguments = {"name": name, "organization": organization}
     result = perform(config, "domain-add", arguments, as_json=as_json)
-    _show(result, as_json=as_json, show=output.records)
+    show(result, as_json=as_json, how=output.records)
 
 
 @domain_app.command("dns")
 def domain_dns(name: str, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Print the DNS records of a domain."""
     result = perform(config, "domain-dns", {"name": name}, as_json=as_json)
-    _show(result, as_json=as_json, show=output.records)
+    show(result, as_json=as_json, how=output.records)
 
 
 @inbox_app.command("add")
@@ -173,7 +119,7 @@ def inbox_add(
     """Create an inbox; prints its app password this once."""
     arguments = {"address": address, "display_name": display_name, "quota_octets": quota_octets}
     result = perform(config, "inbox-add", arguments, as_json=as_json)
-    _show(result, as_json=as_json, show=output.facts)
+    show(result, as_json=as_json, how=output.facts)
 
 
 @key_app.command("add")
@@ -189,7 +135,7 @@ def key_add(
     """Create an API key; prints its secret this once."""
     arguments = {"inbox": inbox, "organization": organization, "name": name, "scopes": scope}
     result = perform(config, "key-add", arguments, as_json=as_json)
-    _show(result, as_json=as_json, show=output.facts)
+    show(result, as_json=as_json, how=output.facts)
 
 
 @grant_app.command("add")
@@ -203,7 +149,7 @@ def grant_add(
     """Let an inbox or a key send as an address of its organization."""
     arguments = {"address": address, "inbox": inbox, "key": key}
     result = perform(config, "grant-add", arguments, as_json=as_json)
-    _show(result, as_json=as_json, show=output.facts)
+    show(result, as_json=as_json, how=output.facts)
 
 
 @grant_app.command("list")
@@ -216,7 +162,7 @@ def grant_list(
     """Show an organization's grants."""
     arguments = {"organization": organization, "limit": limit}
     result = perform(config, "grant-list", arguments, as_json=as_json)
-    _show(result, as_json=as_json, show=output.grants)
+    show(result, as_json=as_json, how=output.grants)
 
 
 @grant_app.command("remove")
@@ -229,7 +175,7 @@ def grant_remove(
     """Take a grant back."""
     arguments = {"id": identifier, "organization": organization}
     result = perform(config, "grant-remove", arguments, as_json=as_json)
-    _show(result, as_json=as_json, show=output.facts)
+    show(result, as_json=as_json, how=output.facts)
 
 
 @queue_app.command("list")
@@ -243,28 +189,42 @@ def queue_list(
     """Show what waits in the queue and why."""
     arguments = {"state": state, "domain": domain, "limit": limit}
     result = perform(config, "queue-list", arguments, as_json=as_json)
-    _show(result, as_json=as_json, show=output.queue)
+    show(result, as_json=as_json, how=output.queue)
+
+
+@queue_app.command("release")
+def queue_release(identifier: str, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Let what is held of a message, or one held delivery, go."""
+    result = perform(config, "queue-release", {"id": identifier}, as_json=as_json)
+    show(result, as_json=as_json, how=output.facts)
+
+
+@queue_app.command("cancel")
+def queue_cancel(identifier: str, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """End what waits or is held of a message, or one delivery; the sender is told nothing."""
+    result = perform(config, "queue-cancel", {"id": identifier}, as_json=as_json)
+    show(result, as_json=as_json, how=output.facts)
 
 
 @app.command()
 def explain(identifier: str, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Say what happened to a message, by the id of the message or of a delivery."""
     result = perform(config, "explain", {"id": identifier}, as_json=as_json)
-    _show(result, as_json=as_json, show=output.explanation)
+    show(result, as_json=as_json, how=output.explanation)
 
 
 @app.command()
 def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Show the queue's counts and the journal's backlog."""
     result = perform(config, "status", {}, as_json=as_json)
-    _show(result, as_json=as_json, show=output.facts)
+    show(result, as_json=as_json, how=output.facts)
 
 
 @app.command()
 def reconcile(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Heal differences between mail files and database, and say what was done."""
     result = perform(config, "reconcile", {}, as_json=as_json)
-    _show(result, as_json=as_json, show=output.facts)
+    show(result, as_json=as_json, how=output.facts)
 
 
 @config_app.command("check")
@@ -275,17 +235,17 @@ def config_check(config: ConfigOption = None, as_json: JsonOption = False) -> No
 
     settings = load(config)
     try:
-        rules = Rulebook(settings.policy.directory).rules
+        rules = Rulebook(settings.policy.directory, settings.limits.figures).rules
     except PolicyError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
         raise typer.Exit(EXIT_CONFIGURATION) from None
     result = {"configuration": "good", "rules": len(rules.rules)}
-    _show(result, as_json=as_json, show=output.facts)
+    show(result, as_json=as_json, how=output.facts)
 
 
 @config_app.command("show")
-def config_show(config: ConfigOption = None) -> None:
+def configshow(config: ConfigOption = None) -> None:
     """Print all settings in force, annotated, with secrets masked."""
     print(load(config).show())
 

@@ -7,6 +7,7 @@ characters, so that no message can steer the terminal.
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -159,3 +160,41 @@ def _flat(value: object) -> str:
     elif isinstance(value, list):
         value = ", ".join(str(one) for one in value)
     return plain(value)
+
+
+def trial(result: Mapping[str, Any]) -> None:
+    """Print what the rules do at each stage: the facts that they ask for, each rule, and why."""
+    for stage in result["stages"]:
+        about = f" {plain(stage['about'])}" if stage["about"] else ""
+        print(f"{stage['stage']}{about}: {plain(stage['decision'])}")
+        for name, value in stage["facts"].items():
+            print(f"    {name} = {plain(_literal(value))}")
+        for rule in stage["rules"]:
+            outcome = f"matched: {rule['effect']}" if rule["matched"] else f"no: {plain(rule['why'])}"
+            print(f"  {rule['rule']} ({rule['place']}) {outcome}")
+
+
+def _literal(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def replayed(result: Mapping[str, Any]) -> None:
+    """Print the messages that fare otherwise under other rules."""
+    words = f"{result['tried']} messages tried, {result['changed']} fare otherwise"
+    if result["partly"]:
+        words += f"; {result['partly']} are no longer there and were tried by their From, To and Subject"
+    print(words)
+    for row in result["differences"]:
+        to = ", ".join(plain(address) for address in row["to"])
+        print(f"{row['id']}  {moment(row['at'])[:19]}  {row['source']}  {plain(row['from']) or '<>'} to {to}")
+        for name in ("before", "after"):
+            rules = ", ".join(row[f"{name}_rules"]) or "no rule"
+            print(f"  {name:<6}  {plain(row[name])}  ({rules})")
+
+
+def pauses(result: Mapping[str, Any]) -> None:
+    """Print who may not send."""
+    if not result["pauses"]:
+        print("nothing is paused")
+    for row in result["pauses"]:
+        print(f"{row['subject']}  since {moment(row['at'])[:19]}  by rule {row['rule']}")

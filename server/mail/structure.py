@@ -299,9 +299,12 @@ def _has_lines(media: Media) -> bool:
 
 def _count_lines(message: Octets, root: _Entity) -> dict[int, int]:
     """Line ends in front of every place where a counted body begins or ends, in one pass."""
+    # The pair is found three times faster than its second half, and intake takes nothing but pairs:
+    # only a file that another program delivered has none.
+    mark = b"\r\n" if message.find(b"\r\n", root.header_start) >= 0 else b"\n"
     if not root.parts:
         # Where the body is empty both ends are one place, in front of which nothing was counted.
-        return {root.body_end: _count(message, root.body_start, root.body_end), root.body_start: 0}
+        return {root.body_end: _count(message, mark, root.body_start, root.body_end), root.body_start: 0}
     places: set[int] = set()
     waiting = [root]
     while waiting:
@@ -312,14 +315,17 @@ def _count_lines(message: Octets, root: _Entity) -> dict[int, int]:
     counts: dict[int, int] = {}
     position = total = 0
     for place in sorted(places):
-        total += _count(message, position, place)
+        total += _count(message, mark, position, place)
         counts[place] = total
         position = place
     return counts
 
 
-def _count(message: Octets, start: int, end: int) -> int:
+def _count(message: Octets, mark: bytes, start: int, end: int) -> int:
     if isinstance(message, bytes):
-        return message.count(b"\n", start, end)
-    pieces = range(start, end, COUNT_OCTETS)
-    return sum(message[piece : min(piece + COUNT_OCTETS, end)].count(b"\n") for piece in pieces)
+        return message.count(mark, start, end)
+    total = 0
+    for position in range(start, end, COUNT_OCTETS):
+        # A pair that the pieces' edge divides is counted with the piece in front.
+        total += message[position : min(position + COUNT_OCTETS + len(mark) - 1, end)].count(mark)
+    return total

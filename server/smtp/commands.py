@@ -368,6 +368,10 @@ async def log_in(session: Session, credentials: Credentials) -> None:
     session.reply(replies.AUTHENTICATED)
 
 
+# Their steps, and the greeting, mostly wait for nothing and are begun at once, outside a task: before
+# its first wait such a step may use nothing that needs one (asyncio.timeout).
+PROMPT = frozenset({grammar.Hello, grammar.Mail, grammar.Rcpt})
+
 HANDLERS: dict[type[Any], Callable[[Session, Any], Step | None]] = {
     grammar.Hello: _hello,
     grammar.Mail: _mail,

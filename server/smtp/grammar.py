@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from server.mail.address import AddressSyntax, parse_domain, parse_mailbox
@@ -35,6 +35,9 @@ LINE_OCTETS = {
     b"AUTH": 12288,  # RFC 4954 4
 }
 LONGEST_LINE_OCTETS = max(LINE_OCTETS.values())
+# Commands that are kept as they were read, a dialect: their number and length.
+KNOWN_LINES = 1024
+KNOWN_OCTETS = 200
 
 # Verbs that exist, here or in other servers, but not in the session at hand.
 UNIMPLEMENTED = frozenset({b"SEND", b"SOML", b"SAML", b"TURN", b"ETRN", b"ATRN", b"BURL"})
@@ -63,12 +66,14 @@ class Dialect:
     """What the session at hand understands beyond RFC 821.
 
     mail, rcpt: parameter keywords that were announced, in capitals. wide: whether
-    paths may hold UTF-8, as in a transaction begun with SMTPUTF8.
+    paths may hold UTF-8, as in a transaction begun with SMTPUTF8. known: short MAIL and
+    RCPT lines read lately: senders say the same ones again and again.
     """
 
     mail: frozenset[bytes] = frozenset()
     rcpt: frozenset[bytes] = frozenset()
     wide: bool = False
+    known: dict[bytes, Mail | Rcpt] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +164,18 @@ Command = Hello | Mail | Rcpt | Data | Bdat | Rset | Noop | Help | Vrfy | Expn |
 
 def parse(line: bytes, dialect: Dialect) -> Command:
     """Read one command line without its CRLF; raises Refusal 500, 501, 502, 504, 553 or 555."""
+    known = dialect.known.get(line)
+    if known is not None:
+        return known
+    command = _read(line, dialect)
+    if isinstance(command, (Mail, Rcpt)) and len(line) <= KNOWN_OCTETS:
+        if len(dialect.known) >= KNOWN_LINES:
+            dialect.known.clear()
+        dialect.known[line] = command
+    return command
+
+
+def _read(line: bytes, dialect: Dialect) -> Command:
     # RFC 5321 4.1.1: trailing white space is tolerated.
     verb, _, argument = line.rstrip(b" \t").partition(b" ")
     verb = verb.upper()

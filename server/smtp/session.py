@@ -15,13 +15,14 @@ import types
 from collections.abc import Awaitable, Coroutine, Generator
 from dataclasses import replace
 from enum import Enum
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import structlog
 from aiosmtpd.smtp import SMTP
 
 from server.refusal import Refusal
 from server.smtp import commands, grammar, replies
+from server.smtp import door as doors
 from server.smtp.body import Body
 from server.smtp.data import ChunkReader, DataReader
 from server.sockets import plain_address
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("smtp")
 
 Step = Coroutine[Any, Any, None]
+T = TypeVar("T")
 
 INPUT_OCTETS = 16 * 1024  # what may wait unread before reading pauses
 SPREE = 64
@@ -71,7 +73,7 @@ class Session(SMTP):
         self.transport: asyncio.Transport | None = None
         self.peer = Peer("")
         self.identity: Identity | None = None
-        self.dialect = grammar.Dialect()
+        self.dialect = doors.PLAIN
         self.transaction: Envelope | None = None
         self.reader: DataReader | ChunkReader | None = None
         self.body: Body | None = None
@@ -106,7 +108,12 @@ class Session(SMTP):
             self.reply(replies.TOO_MANY_CONNECTIONS)
             self.close()
             return
-        self._start(self._shake_hands() if self.door.implicit_tls else commands.greet(self))
+        if self.door.implicit_tls:
+            self._start(self._shake_hands())
+            return
+        step = self._run(commands.greet(self)) or self._next_step()
+        if step is not None:
+            self._start(step)
 
     def data_received(self, data: bytes) -> None:
         """Take octets; deal with what is complete unless a step is under way."""
@@ -360,12 +367,24 @@ class Session(SMTP):
                 assert self.exchange is not None
                 return self._continue_exchange(self.exchange.answer(line))
             command = grammar.parse(line, self.dialect)
-            return commands.HANDLERS[type(command)](self, command)
+            step = commands.HANDLERS[type(command)](self, command)
+            return self._run(step) if step is not None and type(command) in commands.PROMPT else step
         except Refusal as refusal:
             self._refuse_line(line, refusal)
         except Exception:  # noqa: BLE001  # the top of a session: logged there
             self._broke()
         return None
+
+    def _run(self, step: Step) -> Step | None:
+        """Run a step up to its first wait, without a task; return what remains of it, if anything."""
+        try:
+            waits_for = step.send(None)
+        except StopIteration:
+            return None
+        except Refusal as refusal:
+            self.refuse(refusal)
+            return None
+        return _resume(step, waits_for)
 
     def _refuse_line(self, line: bytes, refusal: Refusal) -> None:
         verb = b"" if self.phase is Phase.AUTH else line[:4].upper()
@@ -528,13 +547,11 @@ class Session(SMTP):
 
 
 @types.coroutine
-def _resume(
-    begun: Coroutine[Any, Any, asyncio.Transport | None], waits_for: object
-) -> Generator[object, Any, asyncio.Transport | None]:
+def _resume(begun: Coroutine[Any, Any, T], waits_for: object) -> Generator[object, Any, T]:
     """Await a coroutine that was run up to its first wait already."""
     yield waits_for
-    transport: asyncio.Transport | None = yield from begun
-    return transport
+    result: T = yield from begun
+    return result
 
 
 def _name_of(transport: asyncio.BaseTransport) -> tuple[str, int]:

@@ -142,7 +142,7 @@ def test_a_daemon_started_on_what_a_kill_left_says_so(template: Path, tmp_path: 
         client.putcmd("DATA")
         assert client.getreply()[0] == 354
         client.sock.sendall(b"Subject: half\r\n\r\n" + b"x" * 76 * 1000)
-        client.sock.sendall((b"x" * 76 + b"\r\n") * 10_000)
+        client.sock.sendall((b"x" * 76 + b"\r\n") * 40_000)
         spooled = daemon.data / "journal"
         until(lambda: any(path.stat().st_size for path in spooled.glob("*/spool/*")), "nothing is spooled")
         daemon.kill()

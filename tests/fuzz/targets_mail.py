@@ -121,6 +121,7 @@ def _check_list(data: bytes) -> None:
 
 
 def _check_parts(root: Part, data: bytes) -> None:
+    mark = b"\r\n" if b"\r\n" in data else b"\n"
     parts = list(_with_depth(root, 0))
     assert len(parts) <= MAX_PARTS
     for part, depth in parts:
@@ -129,7 +130,7 @@ def _check_parts(root: Part, data: bytes) -> None:
         assert not (part.is_multipart and part.is_message)
         assert bool(part.parts) == (part.is_multipart or part.is_message)
         if part.is_text or part.is_message:
-            assert part.lines == data.count(b"\n", part.body_start, part.body_end)
+            assert part.lines == data.count(mark, part.body_start, part.body_end)
         edge = part.body_start
         for inner in part.parts:
             assert edge <= inner.header_start

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from server import sections
 from server.config import Settings
 from server.http.api import make_app
 from server.imap.render import render
@@ -165,6 +166,7 @@ class World:
         self.intake = FakeIntake(self.threads, self.clock)
         self.settings = Settings(
             server=Server(hostname=HOSTNAME, data_directory=self._directory),
+            store=sections.Store(spool_threshold_octets=256 * 1024),
             http=Http(max_body_octets=4 << 20),
             smtp=Smtp(max_message_octets=2 << 20, max_recipients=100),
         )

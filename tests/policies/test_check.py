@@ -58,7 +58,11 @@ def test_sound_conditions_have_no_fault(text):
         ("contains(subject, 'a')", 0, "written text.contains(text)"),
         ("size(tls) == 1", 5, "only texts and lists have a size"),
         ("size() == 1", 0, "written size(x) or x.size()"),
-        ("subject.matches('a')", 8, "no function matches here: each evaluation"),
+        ("subject.matches('(a')", 16, "no pattern of RE2: missing )"),
+        ("subject.matches(helo)", 8, "is written fact.matches(text)"),
+        ("recipients.exists(a, a.matches('x'))", 23, "ask the fact itself"),
+        ("size_octets.matches('a')", 0, "only texts and lists of texts have .matches"),
+        ("sender_domain.in_list('partners')", 22, "no list partners: declare it"),
         ("subject.startWith('a')", 8, "did you mean startsWith?"),
         ("subject.lowerAscii() == 'a'", 8, "no function lowerAscii"),
         ("recipients.map(a, a) == recipients", 11, "use exists or all"),
@@ -90,8 +94,8 @@ def test_a_rule_of_two_stages_needs_its_facts_at_both():
 
 
 def test_all_faults_of_a_condition_are_reported_at_once():
-    found = messages("nosuch == 'x' && subject > 3 && helo.matches('x')")
-    assert [at for at, _ in found] == [0, 17, 37]
+    found = messages("nosuch == 'x' && subject > 3 && helo.matches('(')")
+    assert [at for at, _ in found] == [0, 17, 45]
 
 
 def test_every_fact_stands_at_known_stages_in_their_order():

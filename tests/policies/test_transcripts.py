@@ -13,6 +13,7 @@ from policies.compile import PolicyError, compile_rules
 from policies.engine import judge
 from policies.explain import explain
 from policies.facts import faults
+from policies.lists import Listed, declared
 from policies.rules import RuleSet
 from tests.policies.values import facts
 
@@ -38,7 +39,7 @@ def ask(rules, line, answer):
     values = tomllib.loads(f"given = {{ {rest} }}")["given"]
     given = facts(stage, **values)
     assert faults(stage, given) == [], line
-    answer += explain(judge(rules, stage, given))
+    answer += explain(judge(rules, stage, given, Listed(declared(rules))))
 
 
 def play(text):
