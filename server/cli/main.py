@@ -245,7 +245,7 @@ def config_check(config: ConfigOption = None, as_json: JsonOption = False) -> No
 
 
 @config_app.command("show")
-def configshow(config: ConfigOption = None) -> None:
+def config_show(config: ConfigOption = None) -> None:
     """Print all settings in force, annotated, with secrets masked."""
     print(load(config).show())
 

@@ -59,7 +59,8 @@ def test_mail_from_outside_is_placed_with_its_trace(daemon: Daemon, inbox: Inbox
     received = placed["Received"]
     for words in ("from client.test ([127.0.0.1])", f"by {HOSTNAME} with ESMTP", identifier, inbox.address):
         assert words in received
-    assert daemon.kinds(identifier) == ["accepted", "received"]
+    # The file is there a moment before its rows are.
+    assert until(lambda: daemon.kinds(identifier), "not applied") == ["accepted", "received"]
 
 
 def test_a_forged_authentication_result_is_taken_out(daemon: Daemon, inbox: Inbox) -> None:

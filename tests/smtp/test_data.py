@@ -136,6 +136,24 @@ def test_header_without_end_is_bounded(cut):
     assert (reader.fault.code, reader.fault.enhanced) == (552, "5.3.4")
 
 
+@pytest.mark.parametrize("block", [4096, 1 << 21])
+def test_header_up_to_a_mebi_is_taken_and_little_of_it_is_kept(block):
+    for octets, code in ((1_000_000, None), (1_048_600, 552)):
+        reader = DataReader(ContentLimits(octets=2 << 20))
+        stream = (b"X: " + b"y" * 95 + b"\r\n") * (octets // 100) + b"\r\nbody\r\n.\r\n"
+        for at in range(0, len(stream), block):
+            reader.feed(stream[at : at + block])
+            assert len(reader.inspection._line or b"") <= 200
+        assert reader.ended
+        assert (reader.fault and reader.fault.code) == code
+
+
+def test_fifty_hops_are_a_loop():
+    for hops, code in ((49, None), (50, 554)):
+        _, reader = read(b"Received: a\r\n" * hops + b"\r\n.\r\n")
+        assert (reader.fault and reader.fault.code) == code
+
+
 def test_every_two_way_split_reads_the_same():
     stream = b"A: b\r\n\r\n..dot\r\n.\rx\r\n\r\n.\r\nNOOP\r\n"
     good = b"A: b\r\n\r\n..dot\r\n.x\r\n\r\n.\r\nNOOP\r\n"
