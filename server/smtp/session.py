@@ -30,6 +30,7 @@ from storage.records import Peer
 
 if TYPE_CHECKING:
     from server.login import Identity
+    from server.proxy_protocol import Origin
     from server.smtp.door import Door
     from server.smtp.sasl import Credentials, Exchange
     from server.smtp.server import SmtpServer
@@ -62,13 +63,14 @@ class Session(SMTP):
     seconds at which the server calls `expire`.
     """
 
-    def __init__(self, server: SmtpServer, door: Door, number: int) -> None:
+    def __init__(self, server: SmtpServer, door: Door, number: int, origin: Origin | None = None) -> None:
         # The base class's own constructor builds a stream reader and inspects every
         # method: 30 KB and 300 µs a connection that nothing here needs.
         self.server = server
         self.door = door
         self.number = number
         self.transport: asyncio.Transport | None = None
+        self.origin = origin  # who a PROXY header says the client is
         self.peer = Peer("")
         self.identity: Identity | None = None
         self.dialect = grammar.Dialect()
@@ -100,7 +102,8 @@ class Session(SMTP):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin: greet, or secure the connection first where TLS is implicit."""
         self.transport = cast("asyncio.Transport", transport)
-        address, port = _name_of(transport)
+        origin = self.origin
+        address, port = _name_of(transport) if origin is None else (origin.address, origin.port)
         self.peer = Peer(address, port)
         if not self.server.admit(self):
             self.reply(replies.TOO_MANY_CONNECTIONS)

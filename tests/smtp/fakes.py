@@ -147,7 +147,12 @@ def listener() -> socket.socket:
 
 @contextlib.asynccontextmanager
 async def running(
-    settings: SmtpSettings | None = None, *, tls: ssl.SSLContext | None = None, intake=None, clock=None
+    settings: SmtpSettings | None = None,
+    *,
+    tls: ssl.SSLContext | None = None,
+    intake=None,
+    clock=None,
+    proxies=None,
 ) -> AsyncIterator[Rig]:
     """A server on three loopback ports, drained at the end."""
     sockets = [listener() for _ in range(3)]
@@ -163,7 +168,13 @@ async def running(
         hostname=HOST,
         tls_context=lambda: tls,
     )
-    await server.start(mx=sockets[:1], submission=sockets[1:2], submissions=sockets[2:])
+    await server.start(
+        mx=sockets[:1],
+        submission=sockets[1:2],
+        submissions=sockets[2:],
+        proxied=sockets if proxies is not None else (),
+        proxies=proxies,
+    )
     try:
         yield Rig(server, intake, login, clock, *ports)
     finally:
