@@ -5,11 +5,13 @@ import contextlib
 import hashlib
 import socket
 import ssl
+from base64 import b64decode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
+from server import scram
 from server.intake import Arrival, Receipt
-from server.login import Identity
+from server.login import Identity, scram_verifier
 from server.refusal import Refusal
 from server.smtp.server import SmtpServer
 from server.smtp.settings import SmtpSettings
@@ -114,6 +116,18 @@ class FakeLogin:
         if (user, password) != self.known:
             raise Refusal(535, "5.7.8", "Authentication credentials invalid")
         return Identity("org_1", "inb_1", user, "password", "crd_1")
+
+    async def scram_keys(self, user: str, *, peer: str) -> scram.Keys:
+        password = self.known[1] if user == self.known[0] else "made up"
+        iterations, *parts = scram_verifier(password, salt=b"salt" * 4).split("$")
+        salt, stored, server = map(b64decode, parts)
+        return scram.Keys(int(iterations), salt, (scram.Verifier("crd_1", stored, server),))
+
+    async def scram(self, *, protocol: str, user: str, credential_id: str | None, peer: str) -> Identity:
+        assert protocol == "smtp"
+        if credential_id is None or user != self.known[0]:
+            raise Refusal(535, "5.7.8", "Authentication credentials invalid")
+        return Identity("org_1", "inb_1", user, "password", credential_id)
 
 
 class InlineThreads:
