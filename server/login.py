@@ -63,7 +63,7 @@ def hash_password(password: str) -> str:
     return _hasher.hash(password)
 
 
-def scram_verifier(password: str, *, salt: bytes | None = None) -> str:
+def scram_verifier(password: str, salt: bytes | None = None) -> str:
     """Return 'iterations$salt$StoredKey$ServerKey' for SCRAM-SHA-256 (RFC 5802 3), base64 parts."""
     salt = salt or secrets.token_bytes(16)
     salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, SCRAM_ITERATIONS)
@@ -72,6 +72,15 @@ def scram_verifier(password: str, *, salt: bytes | None = None) -> str:
     server_key = hmac.digest(salted, b"Server Key", "sha256")
     parts = (base64.b64encode(part).decode() for part in (salt, stored_key, server_key))
     return "$".join([str(SCRAM_ITERATIONS), *parts])
+
+
+def shared_salt(connection: Connection, mailbox_id: str) -> bytes | None:
+    """Return the salt of an inbox's newest password: with one salt for all, SCRAM takes each of them."""
+    for _, text in accounts.scram_verifiers(connection, mailbox_id=mailbox_id):
+        read = _read_verifier(text)
+        if read is not None:
+            return read[1]
+    return None
 
 
 def new_password() -> str:
