@@ -22,6 +22,7 @@ from server import logs, notify
 from server.clock import SystemClock
 from server.config import Settings, locate_secret, read_secret
 from server.operations import Context, perform
+from server.proxied import Proxies
 from server.rulebook import Rulebook
 from server.sockets import BindFailed, open_listeners
 from server.tls import CertificateError, ServerTls, make_self_signed, opportunistic_context
@@ -84,6 +85,7 @@ class Appliance:
         self._rulebook: Rulebook
         self._tls: ServerTls
         self._tasks: set[asyncio.Task[None]] = set()
+        self._proxied: set[Any] = set()  # sockets whose connections begin with a PROXY header
 
     async def start(self) -> None:
         """Build and start every part in order; raises StartFailed."""
@@ -285,6 +287,8 @@ class Appliance:
                 mx=self._open(smtp.listen_mx),
                 submission=self._open(smtp.listen_submission),
                 submissions=self._open(smtp.listen_submissions),
+                proxied=self._proxied,
+                proxies=self._proxies(),
             )
 
         drain = self.settings.server.drain_seconds
@@ -307,7 +311,12 @@ class Appliance:
         )
 
         async def start() -> None:
-            await server.start(plain=self._open(imap.listen), implicit=self._open(imap.listen_tls))
+            await server.start(
+                plain=self._open(imap.listen),
+                implicit=self._open(imap.listen_tls),
+                proxied=self._proxied,
+                proxies=self._proxies(),
+            )
 
         drain = self.settings.server.drain_seconds
         self._add("imap", start=start, stop=lambda: server.drain(drain))
@@ -327,7 +336,9 @@ class Appliance:
             clock=self.clock,
             settings=self.settings,
         )
-        listener = HttpListener(application, settings=http, tls_context=self._tls.context)
+        listener = HttpListener(
+            application, settings=http, tls_context=self._tls.context, proxies=self._proxies()
+        )
 
         async def start() -> None:
             await listener.start(open_listeners(http.listen, self._inherited))
@@ -376,7 +387,12 @@ class Appliance:
             await asyncio.sleep(seconds)
 
     def _open(self, addresses: tuple[str, ...]) -> list[Any]:
-        return [made for _, made in open_listeners(addresses, self._inherited)]
+        opened = open_listeners(addresses, self._inherited)
+        self._proxied.update(made for listen, made in opened if listen.proxy)
+        return [made for _, made in opened]
+
+    def _proxies(self) -> Proxies:
+        return Proxies(self.settings.server.proxy_networks)
 
 
 def request_stop() -> None:

@@ -181,6 +181,8 @@ def _check_listeners(settings: Settings) -> Iterator[Finding]:
             yield Finding(key, f"{text} would speak without TLS here: write tls:")
         if not implicit and key != "http.listen" and listen.kind is ListenKind.TLS:
             yield Finding(key, f"{text} would speak TLS where STARTTLS is meant: write tcp:")
+        if listen.proxy and listen.kind is not ListenKind.UNIX and not settings.server.proxy_networks:
+            yield Finding("server.proxy_networks", f"{text} in {key} would believe nobody: name its proxies")
         place = (listen.host, listen.port, listen.name)
         if place in seen and (listen.port or listen.name):
             yield Finding(key, f"{text} is already taken by {seen[place]}")

@@ -7,11 +7,12 @@ Opens no socket: what listens makes sockets of these.
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 # sun_path holds 108 octets with its NUL on Linux.
 UNIX_PATH_OCTETS = 107
+PROXY_OPTION = ",proxy"
 
 
 class ListenKind(str, Enum):
@@ -32,25 +33,32 @@ class Listen:
     """One listener.
 
     host and port: of tcp and tls, port 0 lets the kernel choose. name: the socket's
-    FileDescriptorName for systemd, the absolute path for unix.
+    FileDescriptorName for systemd, the absolute path for unix. proxy: each connection
+    begins with a PROXY header.
     """
 
     kind: ListenKind
     host: str = ""
     port: int = 0
     name: str = ""
+    proxy: bool = False
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         place = self.name or f"{host}:{self.port}"
-        return f"{self.kind.value}:{place}"
+        return f"{self.kind.value}:{place}{PROXY_OPTION if self.proxy else ''}"
 
 
 def parse_listen(text: str) -> Listen:
     """Return the listener that `tcp:HOST:PORT`, `tls:HOST:PORT`, `systemd:NAME` or `unix:PATH` names.
 
-    Raises ListenSyntax.
+    `,proxy` may follow. Raises ListenSyntax.
     """
+    place = text.removesuffix(PROXY_OPTION)
+    return replace(_parse_place(place), proxy=place != text)
+
+
+def _parse_place(text: str) -> Listen:
     word, colon, rest = text.partition(":")
     if not colon or word not in {kind.value for kind in ListenKind}:
         raise ListenSyntax(f"{text!r} must begin with tcp:, tls:, systemd: or unix:")
@@ -58,7 +66,7 @@ def parse_listen(text: str) -> Listen:
     if kind is ListenKind.UNIX:
         return Listen(kind, name=_unix_path(rest))
     if "," in rest:
-        raise ListenSyntax(f"{rest.partition(',')[2]!r}: a listener has no options")
+        raise ListenSyntax(f"{rest.partition(',')[2]!r}: the one option of a listener is proxy")
     if kind is ListenKind.SYSTEMD:
         return Listen(kind, name=_systemd_name(rest))
     host, port = _host_and_port(rest)

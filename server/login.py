@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import argon2
 import structlog
 
+from server import scram
 from server.mail.address import AddressSyntax, normalise
 from server.refusal import Refusal
 from server.sockets import network_of
@@ -62,7 +63,7 @@ def hash_password(password: str) -> str:
     return _hasher.hash(password)
 
 
-def scram_verifier(password: str, *, salt: bytes | None = None) -> str:
+def scram_verifier(password: str, salt: bytes | None = None) -> str:
     """Return 'iterations$salt$StoredKey$ServerKey' for SCRAM-SHA-256 (RFC 5802 3), base64 parts."""
     salt = salt or secrets.token_bytes(16)
     salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, SCRAM_ITERATIONS)
@@ -71,6 +72,15 @@ def scram_verifier(password: str, *, salt: bytes | None = None) -> str:
     server_key = hmac.digest(salted, b"Server Key", "sha256")
     parts = (base64.b64encode(part).decode() for part in (salt, stored_key, server_key))
     return "$".join([str(SCRAM_ITERATIONS), *parts])
+
+
+def shared_salt(connection: Connection, mailbox_id: str) -> bytes | None:
+    """Return the salt of an inbox's newest password: with one salt for all, SCRAM takes each of them."""
+    for _, text in accounts.scram_verifiers(connection, mailbox_id=mailbox_id):
+        read = _read_verifier(text)
+        if read is not None:
+            return read[1]
+    return None
 
 
 def new_password() -> str:
@@ -122,6 +132,40 @@ class Login:
                 self._remember(mark, identity)
         return identity
 
+    async def scram_keys(self, user: str, *, peer: str) -> scram.Keys:
+        """Return what SCRAM tells a user's client; made up for a name that may not log in.
+
+        Passwords count that share the newest one's salt. Raises Refusal 454 4.7.0 for a throttled peer.
+        """
+        self._throttle(peer)
+        address = _address_of(user)
+        held = await self._threads.read(lambda c: _scram_verifiers(c, address))
+        read = [(name, _read_verifier(text)) for name, text in held]
+        kept = [(name, parts) for name, parts in read if parts is not None]
+        if not kept:
+            # A user who asks again is told the same salt, as a real one would be.
+            salt = hmac.digest(self._secret, b"scram\0" + address.encode(), "sha256")[:16]
+            decoy = scram.Verifier("", secrets.token_bytes(32), secrets.token_bytes(32))
+            return scram.Keys(SCRAM_ITERATIONS, salt, (decoy,))
+        iterations, salt, *_ = kept[0][1]
+        same = [(name, parts) for name, parts in kept if parts[:2] == (iterations, salt)]
+        return scram.Keys(
+            iterations, salt, tuple(scram.Verifier(name, parts[2], parts[3]) for name, parts in same)
+        )
+
+    async def scram(self, *, protocol: str, user: str, credential_id: str | None, peer: str) -> Identity:
+        """Return who proved to know a password; credential_id: its id, None for a wrong proof.
+
+        Raises as `check` does.
+        """
+        self._throttle(peer)
+        address = _address_of(user)
+        mailbox, credentials = await self._threads.read(lambda c: _credentials(c, address))
+        if mailbox is None or credential_id not in {row.id for row in credentials} or credential_id is None:
+            self._failed(peer)
+            raise Refusal(535, "5.7.8", "Authentication credentials invalid", f"{protocol} login")
+        return Identity(mailbox.organization_id, mailbox.id, mailbox.address, "password", credential_id)
+
     async def bearer(self, token: str, *, peer: str) -> Identity:
         """Return the identity of an API key; raises as `check` does."""
         mark = self._mark("bearer", "", token)
@@ -140,10 +184,7 @@ class Login:
         return identity
 
     async def _examine(self, protocol: str, user: str, password: str) -> Identity | None:
-        try:
-            address = normalise(user)
-        except (AddressSyntax, ValueError):
-            address = ""
+        address = _address_of(user)
         if password.startswith(KEY_MARK):
             return await self._by_key(protocol, address, password)
         mailbox, credentials = await self._threads.read(lambda c: _credentials(c, address))
@@ -213,6 +254,29 @@ class Login:
             self._failures.clear()
         self._failures.setdefault(network_of(peer), []).append(self._clock.monotonic())
         log.info("login failed", peer=peer)
+
+
+def _address_of(user: str) -> str:
+    """Return a login name as an address, '' where it is none."""
+    try:
+        return normalise(user)
+    except (AddressSyntax, ValueError):
+        return ""
+
+
+def _scram_verifiers(connection: Connection, address: str) -> list[tuple[str, str]]:
+    mailbox = _open_mailbox(connection, address)
+    return accounts.scram_verifiers(connection, mailbox_id=mailbox.id) if mailbox is not None else []
+
+
+def _read_verifier(text: str) -> tuple[int, bytes, bytes, bytes] | None:
+    """Read what scram_verifier wrote, None if it is something else."""
+    iterations, *parts = text.split("$")
+    try:
+        salt, stored_key, server_key = (base64.b64decode(part, validate=True) for part in parts)
+        return int(iterations), salt, stored_key, server_key
+    except ValueError:
+        return None
 
 
 def _of_key(key: ApiKey) -> Identity:

@@ -48,7 +48,7 @@ def _next_hop(text: str) -> str:
 
 
 def _network(text: str) -> str:
-    ip_network(text, strict=False)
+    ip_network(text)
     return text
 
 
@@ -59,14 +59,16 @@ def _server_address(text: str) -> str:
 
 PATH = "an absolute path"
 FILE = "an absolute path, or credential:NAME for a systemd credential"
-LISTENERS = "a list of tcp:HOST:PORT, systemd:NAME or unix:PATH"
+LISTENERS = "a list of tcp:HOST:PORT, systemd:NAME or unix:PATH, each with ,proxy behind it or not"
 ANY_LISTENERS = LISTENERS.replace("tcp:HOST:PORT,", "tcp:HOST:PORT, tls:HOST:PORT,")
-TLS_LISTENERS = "a list of tls:HOST:PORT, systemd:NAME or unix:PATH"
+TLS_LISTENERS = "a list of tls:HOST:PORT, systemd:NAME or unix:PATH, each with ,proxy behind it or not"
 NEXT_HOP = "mx, smtp:HOST:PORT, lmtp:HOST:PORT, capture or refuse"
 
 Directory = Annotated[Path, Field(strict=False), AfterValidator(_absolute)]
 SecretFile = Annotated[str, AfterValidator(_reference)]
 Listener = Annotated[str, AfterValidator(_listen)]
+Network = Annotated[str, AfterValidator(_network)]
+Networks = Annotated[tuple[Network, ...], Field(strict=False, max_length=256)]
 Listeners = Annotated[tuple[Listener, ...], Field(strict=False, max_length=32)]
 Role = Literal["smtp", "imap", "http", "delivery"]
 
@@ -107,6 +109,13 @@ class Server(Section):
         ("smtp", "imap", "http", "delivery"),
         "What this process does. On SQLite one process owns the store; several need PostgreSQL.",
         allowed="a list of smtp, imap, http, delivery",
+    )
+    proxy_networks: Networks = setting(
+        (),
+        "Load balancers: networks whose PROXY headers (versions 1 and 2) are believed on listeners that end "
+        "in ,proxy. A connection to such a listener from elsewhere, or without a header, is closed; on a "
+        "Unix socket everyone who can open it is believed.",
+        allowed="a list of networks such as 192.0.2.0/24 or 2001:db8::/64",
     )
     drain_seconds: int = setting(
         30,
@@ -241,9 +250,7 @@ class Smtp(Section):
         at_least=10,
         at_most=1000,
     )
-    mend_line_ends_of: Annotated[
-        tuple[Annotated[str, AfterValidator(_network)], ...], Field(strict=False, max_length=1000)
-    ] = setting(
+    mend_line_ends_of: Annotated[tuple[Network, ...], Field(strict=False, max_length=1000)] = setting(
         (),
         "Clients whose messages may hold a bare CR, a bare LF or NUL: each bare one becomes CRLF, NUL is "
         "left out. From all others such a message is refused with 550 5.5.2. A message ends at CRLF.CRLF "

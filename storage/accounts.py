@@ -313,6 +313,15 @@ def credentials(connection: Connection, *, mailbox_id: str) -> list[Credential]:
     ]
 
 
+def scram_verifiers(connection: Connection, *, mailbox_id: str) -> list[tuple[str, str]]:
+    """Return id and SCRAM verifier of an inbox's app passwords that are not revoked, newest first."""
+    columns = schema.credentials.c
+    query = select(columns.id, columns.scram_verifier).where(
+        columns.mailbox_id == mailbox_id, columns.revoked_at.is_(None)
+    )
+    return [(row.id, row.scram_verifier) for row in connection.execute(query.order_by(columns.id.desc()))]
+
+
 def revoke_credential(connection: Connection, *, organization_id: str, credential_id: str, at: int) -> None:
     """End an app password; Missing if the tenant has none of that id that still works."""
     _revoke(connection, schema.credentials, organization_id, credential_id, at)

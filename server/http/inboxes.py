@@ -18,7 +18,7 @@ from server.http.answers import answer, next_cursor
 from server.http.openapi import Door
 from server.http.problems import Problem, not_found
 from server.http.services import Services, known_id, normal_address, write_audit
-from server.login import hash_password, new_password, scram_verifier
+from server.login import hash_password, new_password, scram_verifier, shared_salt
 from storage import accounts, mailboxes
 from storage.errors import Missing
 from storage.records import Credential, Mailbox
@@ -184,7 +184,8 @@ class InboxRoutes:
         now = self._services.clock.now()
         password = new_password()
         encoded = await self._services.threads.compute(hash_password, password)
-        verifier = await self._services.threads.compute(scram_verifier, password)
+        salt = await self._services.threads.read(lambda c: shared_salt(c, inbox_id))
+        verifier = await self._services.threads.compute(scram_verifier, password, salt)
 
         def unit(connection: Connection) -> Credential:
             made = accounts.add_credential(

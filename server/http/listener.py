@@ -19,11 +19,13 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server.listen import Listen, ListenKind
+from server.proxied import Connect, Proxies, ProxyListener
 from server.sockets import BACKLOG
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
+    from server.proxy_protocol import Origin
     from server.sections import Http
 
 HEADER_OCTETS = 64 * 1024
@@ -47,13 +49,18 @@ class Connection(HttpToolsProtocol):
     _in_header = True
     _deadline: asyncio.TimerHandle | None = None
 
-    def __init__(self, server: uvicorn.Server, lost: Callable[[], None]) -> None:
+    def __init__(
+        self, server: uvicorn.Server, lost: Callable[[], None], origin: Origin | None = None
+    ) -> None:
         super().__init__(server.config, server.server_state, server.lifespan.state)
+        self._origin = origin  # who a PROXY header says the client is
         self._lost = lost
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Begin to wait for a first request."""
         super().connection_made(transport)
+        if self._origin is not None:
+            self.client = (self._origin.address, self._origin.port)
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -134,7 +141,9 @@ class HttpListener:
         *,
         settings: Http,
         tls_context: Callable[[], ssl.SSLContext],
+        proxies: Proxies | None = None,
     ) -> None:
+        self._proxies = proxies or Proxies()
         self._tls_context = tls_context
         config = uvicorn.Config(
             application,
@@ -149,7 +158,7 @@ class HttpListener:
             limit_concurrency=settings.max_connections,
         )
         self._server = uvicorn.Server(config)
-        self._listeners: list[asyncio.AbstractServer] = []
+        self._listeners: list[asyncio.AbstractServer | ProxyListener] = []
         self._ticking: asyncio.Task[None] | None = None
         self._emptied = asyncio.Event()
 
@@ -163,13 +172,26 @@ class HttpListener:
         await self._server.startup(sockets=[])
         loop = asyncio.get_running_loop()
         for listen, made in bound:
+            if listen.proxy:
+                self._listeners.append(ProxyListener(made, self._proxies, self._connector(listen)))
+                continue
             context = self._tls_context() if listen.kind is ListenKind.TLS else None
             create: Any = loop.create_unix_server if listen.kind is ListenKind.UNIX else loop.create_server
             self._listeners.append(await create(self._connection, sock=made, ssl=context, backlog=BACKLOG))
         self._ticking = asyncio.create_task(self._tick(), name="http dates")
 
-    def _connection(self) -> Connection:
-        return Connection(self._server, self._note_lost)
+    def _connector(self, listen: Listen) -> Connect:
+        async def connect(accepted: socket.socket, origin: Origin | None) -> None:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: self._connection(origin),
+                accepted,
+                ssl=self._tls_context() if listen.kind is ListenKind.TLS else None,
+            )
+
+        return connect
+
+    def _connection(self, origin: Origin | None = None) -> Connection:
+        return Connection(self._server, self._note_lost, origin)
 
     def _note_lost(self) -> None:
         if not self._server.server_state.connections:

@@ -22,6 +22,7 @@ from server.sockets import plain_address
 
 if TYPE_CHECKING:
     from server.imap.server import ImapServer
+    from server.proxy_protocol import Origin
 
 log = structlog.get_logger("imap")
 
@@ -43,6 +44,7 @@ class Connection(asyncio.Protocol):
         "_framing",
         "_handshaking",
         "_lost",
+        "_origin",
         "_reading_paused",
         "_server",
         "_waiter",
@@ -56,8 +58,16 @@ class Connection(asyncio.Protocol):
         "transport",
     )
 
-    def __init__(self, server: ImapServer, services: Services, number: int, security: Security) -> None:
+    def __init__(
+        self,
+        server: ImapServer,
+        services: Services,
+        number: int,
+        security: Security,
+        origin: Origin | None = None,
+    ) -> None:
         self._server = server
+        self._origin = origin  # who a PROXY header says the client is
         self._framing = framing.Framing()
         self._handshaking = False
         self._lost = False
@@ -79,7 +89,10 @@ class Connection(asyncio.Protocol):
         """Begin a session, or refuse one."""
         self.transport = cast("asyncio.Transport", transport)
         peer = transport.get_extra_info("peername")
-        self.peer_address = plain_address(str(peer[0])) if isinstance(peer, tuple) else ""
+        if self._origin is not None:
+            self.peer_address = self._origin.address
+        else:
+            self.peer_address = plain_address(str(peer[0])) if isinstance(peer, tuple) else ""
         self.transport.set_write_buffer_limits(high=WRITE_HIGH_OCTETS, low=WRITE_LOW_OCTETS)
         if not self._server.admit(self):
             self.transport.write(b"* BYE [UNAVAILABLE] Too many connections, try again later\r\n")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import TYPE_CHECKING
 
 import structlog
@@ -21,6 +21,7 @@ from server.imap.limits import Bounds, ImapSettings
 from server.imap.machine import Security
 from server.imap.render import render
 from server.imap.session import Services
+from server.proxied import Proxies, ProxyListener
 from server.sockets import network_of
 from storage.errors import Missing, StorageError
 from storage.watch import Watch
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from server.clock import Clock
     from server.intake import Intake
     from server.login import Login
+    from server.proxy_protocol import Origin
     from server.threads import Hub, Threads
     from storage.db import Notice
     from storage.maildir import Maildir
@@ -75,7 +77,7 @@ class ImapServer:
             hostname=hostname,
             tls_context=tls_context,
         )
-        self._listeners: list[asyncio.AbstractServer] = []
+        self._listeners: list[asyncio.AbstractServer | ProxyListener] = []
         self._connections: set[Connection] = set()
         self._by_network: dict[str, int] = {}
         self._by_mailbox: dict[str, int] = {}
@@ -88,19 +90,46 @@ class ImapServer:
         self._handshakes = 0
 
     async def start(
-        self, *, plain: Sequence[socket.socket] = (), implicit: Sequence[socket.socket] = ()
+        self,
+        *,
+        plain: Sequence[socket.socket] = (),
+        implicit: Sequence[socket.socket] = (),
+        proxied: Collection[socket.socket] = (),
+        proxies: Proxies | None = None,
     ) -> None:
-        """Listen on bound sockets; implicit has TLS from the first octet."""
+        """Listen on bound sockets; implicit has TLS from the first octet.
+
+        proxied: those whose connections begin with a PROXY header, of which proxies is judge.
+        """
         loop = asyncio.get_running_loop()
+        for bound in (*plain, *implicit):
+            if bound in proxied:
+                self._listen_behind(proxies or Proxies(), bound, tls=bound in implicit)
         for bound in plain:
+            if bound in proxied:
+                continue
             create = loop.create_unix_server if bound.family == socket.AF_UNIX else loop.create_server
             listener = await create(lambda: self._connect(Security.PLAIN), sock=bound, backlog=BACKLOG)
             self._listeners.append(listener)
         for bound in implicit:
-            self._own(self._accept_tls(bound))
+            if bound not in proxied:
+                self._own(self._accept_tls(bound))
         if self._timer is None:
             self._sweep_later()
             self._own(self._look_again_and_again())
+
+    def _listen_behind(self, proxies: Proxies, bound: socket.socket, *, tls: bool) -> None:
+        async def connect(accepted: socket.socket, origin: Origin | None) -> None:
+            if tls and self._handshakes >= self._services.settings.max_connections:
+                accepted.close()
+            elif tls:
+                self._handshakes += 1
+                await self._handshake(accepted, origin)
+            else:
+                loop = asyncio.get_running_loop()
+                await loop.connect_accepted_socket(lambda: self._connect(Security.PLAIN, origin), accepted)
+
+        self._listeners.append(ProxyListener(bound, proxies, connect))
 
     def _own(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -128,7 +157,7 @@ class ImapServer:
         finally:
             bound.close()
 
-    async def _handshake(self, accepted: socket.socket) -> None:
+    async def _handshake(self, accepted: socket.socket, origin: Origin | None = None) -> None:
         context = self._services.tls_context()
         bounds = self._services.bounds
         try:
@@ -136,7 +165,7 @@ class ImapServer:
                 accepted.close()
                 return
             await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: self._connect(Security.TLS),
+                lambda: self._connect(Security.TLS, origin),
                 accepted,
                 ssl=context,
                 ssl_handshake_timeout=bounds.handshake_seconds,
@@ -147,9 +176,9 @@ class ImapServer:
         finally:
             self._handshakes -= 1
 
-    def _connect(self, security: Security) -> Connection:
+    def _connect(self, security: Security, origin: Origin | None = None) -> Connection:
         self._opened += 1
-        return Connection(self, self._services, self._opened, security)
+        return Connection(self, self._services, self._opened, security, origin)
 
     async def drain(self, limit_seconds: float) -> None:
         """Stop accepting, let running commands end within the limit, then say goodbye to all."""

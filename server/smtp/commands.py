@@ -7,6 +7,7 @@ RFC 5321 3.1 to 3.8 and 4.1.4, 3030 (BDAT), 3207 (STARTTLS), 4865, 4954 (AUTH), 
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from server.intake import Arrival
+from server.login import KEY_MARK
 from server.refusal import Refusal
 from server.smtp import door as doors
 from server.smtp import grammar, replies
 from server.smtp.data import ChunkReader, DataReader, LineEnds
-from server.smtp.sasl import Credentials, Exchange
+from server.smtp.sasl import Credentials, Exchange, Proof, Token
 from storage.errors import Full
 from storage.records import Envelope
 
 if TYPE_CHECKING:
+    from server.login import Identity
     from server.smtp.session import Session, Step
 
 log = structlog.get_logger("smtp")
@@ -346,23 +349,69 @@ def _auth(session: Session, command: grammar.Auth) -> Step | None:
     return session.begin_exchange(Exchange(command.mechanism), command.initial)
 
 
-async def log_in(session: Session, credentials: Credentials) -> None:
-    """Check credentials; a client that fails too often is sent away."""
-    server = session.server
+async def ask_scram(session: Session, user: str) -> None:
+    """Challenge a SCRAM client with its keys, or with made-up ones."""
+    exchange = session.exchange
+    assert exchange is not None
     try:
-        identity = await server.login.check(
-            protocol="smtp",
-            user=credentials.user,
-            password=credentials.password,
-            peer=session.peer.address,
-        )
+        keys = await session.server.login.scram_keys(user, peer=session.peer.address)
+    except BaseException:
+        session.end_exchange()
+        raise
+    session.reply(replies.challenge(exchange.challenge(keys, secrets.token_urlsafe(18))))
+
+
+async def take_token(session: Session, token: Token) -> None:
+    """Check a bearer token, which is an API key; a refused one ends by another round (RFC 7628 3.2.2)."""
+    exchange = session.exchange
+    assert exchange is not None
+    # What is no key must not be tried as a password.
+    key = token.password if token.password.startswith(KEY_MARK) else KEY_MARK + token.password
+    try:
+        identity = await _check(session, Credentials(token.user, key))
     except Refusal as refusal:
         session.login_failures += 1
-        session.refuse(refusal)
-        if session.login_failures >= server.settings.max_login_failures:
-            session.reply(replies.TOO_MANY_ERRORS)
-            session.close()
+        if refusal.code == 535 and session.login_failures < session.server.settings.max_login_failures:
+            session.reply(replies.challenge(exchange.token_refused()))
+            return
+        session.end_exchange()
+        _login_failed(session, refusal)
         return
+    except BaseException:
+        session.end_exchange()
+        raise
+    session.end_exchange()
+    _logged_in(session, identity)
+
+
+async def _check(session: Session, shown: Credentials | Proof) -> Identity:
+    login, peer = session.server.login, session.peer.address
+    if isinstance(shown, Proof):
+        return await login.scram(
+            protocol="smtp", user=shown.user, credential_id=shown.credential_id, peer=peer
+        )
+    return await login.check(protocol="smtp", user=shown.user, password=shown.password, peer=peer)
+
+
+async def log_in(session: Session, shown: Credentials | Proof) -> None:
+    """Check credentials; a client that fails too often is sent away."""
+    try:
+        identity = await _check(session, shown)
+    except Refusal as refusal:
+        session.login_failures += 1
+        _login_failed(session, refusal)
+        return
+    _logged_in(session, identity)
+
+
+def _login_failed(session: Session, refusal: Refusal) -> None:
+    session.refuse(refusal)
+    if session.login_failures >= session.server.settings.max_login_failures:
+        session.reply(replies.TOO_MANY_ERRORS)
+        session.close()
+
+
+def _logged_in(session: Session, identity: Identity) -> None:
     session.identity = identity
     session.peer = replace(session.peer, identity=identity.id)
     session.reply(replies.AUTHENTICATED)

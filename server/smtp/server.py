@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from server.proxied import Proxies, ProxyListener
 from server.smtp import door as doors
 from server.smtp import replies
 from server.smtp.body import Body, Memory
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from server.clock import Clock
     from server.intake import Intake
     from server.login import Login
+    from server.proxy_protocol import Origin
     from server.smtp.grammar import Dialect
     from server.threads import Threads
     from storage.records import Peer
@@ -75,7 +77,7 @@ class SmtpServer:
         self._hellos: dict[tuple[str, bool, bool], bytes] = {}
         self._memory = Memory(settings.max_memory_octets)
         self._mended = Networks(settings.mend_line_ends_of) if settings.mend_line_ends_of else None
-        self._listeners: list[asyncio.AbstractServer] = []
+        self._listeners: list[asyncio.AbstractServer | ProxyListener] = []
         self._sessions: set[Session] = set()
         self._by_network: dict[str, int] = {}
         self._opened = 0
@@ -88,15 +90,23 @@ class SmtpServer:
         mx: Sequence[socket.socket] = (),
         submission: Sequence[socket.socket] = (),
         submissions: Sequence[socket.socket] = (),
+        proxied: Collection[socket.socket] = (),
+        proxies: Proxies | None = None,
     ) -> None:
-        """Listen on bound sockets, by kind of door; submissions has TLS from the first octet."""
+        """Listen on bound sockets, by kind of door; submissions has TLS from the first octet.
+
+        proxied: those whose connections begin with a PROXY header, of which proxies is judge.
+        """
         for door, sockets in (
             (doors.MX, mx),
             (doors.SUBMISSION, submission),
             (doors.SUBMISSIONS, submissions),
         ):
             for bound in sockets:
-                await self._listen(door, bound)
+                if bound in proxied:
+                    self._listen_behind(proxies or Proxies(), door, bound)
+                else:
+                    await self._listen(door, bound)
         if self._timer is None:
             self._sweep_later()
 
@@ -104,6 +114,12 @@ class SmtpServer:
         unix = bound.family == socket.AF_UNIX
         create = self.loop.create_unix_server if unix else self.loop.create_server
         self._listeners.append(await create(lambda: self._new_session(door), sock=bound, backlog=BACKLOG))
+
+    def _listen_behind(self, proxies: Proxies, door: Door, bound: socket.socket) -> None:
+        async def connect(accepted: socket.socket, origin: Origin | None) -> None:
+            await self.loop.connect_accepted_socket(lambda: self._new_session(door, origin), accepted)
+
+        self._listeners.append(ProxyListener(bound, proxies, connect))
 
     async def drain(self, limit_seconds: float) -> None:
         """Stop accepting, let transactions end within the limit, close what is left with 421 4.3.2."""
@@ -159,9 +175,9 @@ class SmtpServer:
 
     # What sessions ask for
 
-    def _new_session(self, door: Door) -> Session:
+    def _new_session(self, door: Door, origin: Origin | None = None) -> Session:
         self._opened += 1
-        return Session(self, door, self._opened)
+        return Session(self, door, self._opened, origin)
 
     def admit(self, session: Session) -> bool:
         """Count a connection in; False beyond the limit in all or of its network."""

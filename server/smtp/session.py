@@ -25,14 +25,16 @@ from server.smtp import commands, grammar, replies
 from server.smtp import door as doors
 from server.smtp.body import Body
 from server.smtp.data import ChunkReader, DataReader
+from server.smtp.sasl import Asks, Token
 from server.sockets import plain_address
 from storage.errors import Full
 from storage.records import Peer
 
 if TYPE_CHECKING:
     from server.login import Identity
+    from server.proxy_protocol import Origin
     from server.smtp.door import Door
-    from server.smtp.sasl import Credentials, Exchange
+    from server.smtp.sasl import Exchange, Outcome
     from server.smtp.server import SmtpServer
     from storage.records import Envelope
 
@@ -64,13 +66,14 @@ class Session(SMTP):
     seconds at which the server calls `expire`.
     """
 
-    def __init__(self, server: SmtpServer, door: Door, number: int) -> None:
+    def __init__(self, server: SmtpServer, door: Door, number: int, origin: Origin | None = None) -> None:
         # The base class's own constructor builds a stream reader and inspects every
         # method: 30 KB and 300 µs a connection that nothing here needs.
         self.server = server
         self.door = door
         self.number = number
         self.transport: asyncio.Transport | None = None
+        self.origin = origin  # who a PROXY header says the client is
         self.peer = Peer("")
         self.identity: Identity | None = None
         self.dialect = doors.PLAIN
@@ -102,7 +105,8 @@ class Session(SMTP):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin: greet, or secure the connection first where TLS is implicit."""
         self.transport = cast("asyncio.Transport", transport)
-        address, port = _name_of(transport)
+        origin = self.origin
+        address, port = _name_of(transport) if origin is None else (origin.address, origin.port)
         self.peer = Peer(address, port)
         if not self.server.admit(self):
             self.reply(replies.TOO_MANY_CONNECTIONS)
@@ -353,7 +357,7 @@ class Session(SMTP):
                 self._overlong = grammar.bare_line_end()
             else:
                 return
-            self._end_exchange()
+            self.end_exchange()
             self._rebuke(replies.of_refusal(self._overlong))
         if self.phase is not Phase.CLOSING:
             self._input, self._at = (b"\r" if waiting.endswith(b"\r") else b""), 0
@@ -388,7 +392,7 @@ class Session(SMTP):
 
     def _refuse_line(self, line: bytes, refusal: Refusal) -> None:
         verb = b"" if self.phase is Phase.AUTH else line[:4].upper()
-        self._end_exchange()
+        self.end_exchange()
         if refusal.code == 421:
             self.refuse(refusal)
         elif verb in {b"EHLO", b"HELO"}:
@@ -402,7 +406,7 @@ class Session(SMTP):
 
     def _broke(self) -> None:
         log.exception("session step failed", session=self.number)
-        self._end_exchange()
+        self.end_exchange()
         self.reply(replies.BROKEN)
 
     # Content
@@ -456,15 +460,20 @@ class Session(SMTP):
         self.exchange = exchange
         return self._continue_exchange(exchange.begin(initial))
 
-    def _continue_exchange(self, outcome: bytes | Credentials) -> Step | None:
+    def _continue_exchange(self, outcome: Outcome) -> Step | None:
+        self.phase = Phase.AUTH
         if isinstance(outcome, bytes):
-            self.phase = Phase.AUTH
             self.reply(replies.challenge(outcome))
             return None
-        self._end_exchange()
+        if isinstance(outcome, Asks):
+            return commands.ask_scram(self, outcome.user)
+        if isinstance(outcome, Token):
+            return commands.take_token(self, outcome)
+        self.end_exchange()
         return commands.log_in(self, outcome)
 
-    def _end_exchange(self) -> None:
+    def end_exchange(self) -> None:
+        """Leave the AUTH dialogue, if one is under way."""
         self.exchange = None
         if self.phase is Phase.AUTH:
             self.phase = Phase.COMMAND

@@ -5,11 +5,13 @@ import contextlib
 import hashlib
 import socket
 import ssl
+from base64 import b64decode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
+from server import scram
 from server.intake import Arrival, Receipt
-from server.login import Identity
+from server.login import Identity, scram_verifier
 from server.refusal import Refusal
 from server.smtp.server import SmtpServer
 from server.smtp.settings import SmtpSettings
@@ -115,6 +117,18 @@ class FakeLogin:
             raise Refusal(535, "5.7.8", "Authentication credentials invalid")
         return Identity("org_1", "inb_1", user, "password", "crd_1")
 
+    async def scram_keys(self, user: str, *, peer: str) -> scram.Keys:
+        password = self.known[1] if user == self.known[0] else "made up"
+        iterations, *parts = scram_verifier(password, salt=b"salt" * 4).split("$")
+        salt, stored, server = map(b64decode, parts)
+        return scram.Keys(int(iterations), salt, (scram.Verifier("crd_1", stored, server),))
+
+    async def scram(self, *, protocol: str, user: str, credential_id: str | None, peer: str) -> Identity:
+        assert protocol == "smtp"
+        if credential_id is None or user != self.known[0]:
+            raise Refusal(535, "5.7.8", "Authentication credentials invalid")
+        return Identity("org_1", "inb_1", user, "password", credential_id)
+
 
 class InlineThreads:
     """Runs file work at once; the loop has its turn in between, as with real threads."""
@@ -147,7 +161,12 @@ def listener() -> socket.socket:
 
 @contextlib.asynccontextmanager
 async def running(
-    settings: SmtpSettings | None = None, *, tls: ssl.SSLContext | None = None, intake=None, clock=None
+    settings: SmtpSettings | None = None,
+    *,
+    tls: ssl.SSLContext | None = None,
+    intake=None,
+    clock=None,
+    proxies=None,
 ) -> AsyncIterator[Rig]:
     """A server on three loopback ports, drained at the end."""
     sockets = [listener() for _ in range(3)]
@@ -163,7 +182,13 @@ async def running(
         hostname=HOST,
         tls_context=lambda: tls,
     )
-    await server.start(mx=sockets[:1], submission=sockets[1:2], submissions=sockets[2:])
+    await server.start(
+        mx=sockets[:1],
+        submission=sockets[1:2],
+        submissions=sockets[2:],
+        proxied=sockets if proxies is not None else (),
+        proxies=proxies,
+    )
     try:
         yield Rig(server, intake, login, clock, *ports)
     finally:

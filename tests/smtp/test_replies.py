@@ -74,7 +74,9 @@ def test_ehlo_announces_what_the_state_offers():
     assert "STARTTLS" in mx
     assert "AUTH" not in words(door.MX, tls_offered=True, tls_active=True)
     assert "AUTH" not in words(door.SUBMISSION, tls_offered=True, tls_active=False)
-    assert "AUTH PLAIN LOGIN" in words(door.SUBMISSION, tls_offered=True, tls_active=True)
+    assert "AUTH SCRAM-SHA-256 OAUTHBEARER PLAIN LOGIN" in words(
+        door.SUBMISSION, tls_offered=True, tls_active=True
+    )
     assert "STARTTLS" not in words(door.SUBMISSION, tls_offered=True, tls_active=True)
     assert "STARTTLS" not in words(door.MX, tls_offered=False, tls_active=False)
     for word in ("PIPELINING", "SIZE 1000", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", "CHUNKING"):
