@@ -144,6 +144,13 @@ _TABLE = (
     ),
     Fact("dmarc_domain", _S, _VERIFIED, "Domain whose DMARC policy applies; '' without one."),
     Fact("arc", _S, _VERIFIED, "Result of the ARC chain: 'pass', 'fail' or 'none' (RFC 8617)."),
+    Fact("arc_sealer", _S, _VERIFIED, "Domain of the chain's newest seal; '' without one."),
+    Fact(
+        "arc_believed",
+        _B,
+        _VERIFIED,
+        "Whether the chain passes and its newest sealer, one of believed_sealers, saw DMARC pass.",
+    ),
     Fact(
         "sent_last_hour",
         _I,

@@ -226,6 +226,7 @@ class Appliance:
             clock=self.clock,
             hostname=self.settings.server.hostname,
             deadline_seconds=self.settings.authentication.deadline_seconds,
+            believed_sealers=self.settings.authentication.believed_sealers,
         )
 
     def _build_delivery(

@@ -249,6 +249,7 @@ def of_verdicts(verdicts: Sequence[Verdict]) -> dict[str, object]:
     passing = [verdict.domain for verdict in signatures if verdict.result == "pass"]
     spf = _first(by_method, "spf")
     dmarc = _first(by_method, "dmarc")
+    arc = _first(by_method, "arc")
     return {
         "spf": spf.result,
         "spf_domain": spf.domain,
@@ -257,7 +258,9 @@ def of_verdicts(verdicts: Sequence[Verdict]) -> dict[str, object]:
         "dmarc": dmarc.result,
         "dmarc_policy": dmarc.properties.get("policy.dmarc", ""),
         "dmarc_domain": dmarc.domain,
-        "arc": _first(by_method, "arc").result,
+        "arc": arc.result,
+        "arc_sealer": arc.domain,
+        "arc_believed": "policy.believed" in arc.properties,
     }
 
 

@@ -344,6 +344,11 @@ class Authentication(Section):
         at_least=0.1,
         at_most=120,
     )
+    believed_sealers: Annotated[tuple[str, ...], Field(strict=False, max_length=1000)] = setting(
+        (),
+        "Domains of forwarders and lists whose ARC seal is believed: a DMARC pass that they saw counts.",
+        allowed="a list of domains",
+    )
 
 
 class Policy(Section):

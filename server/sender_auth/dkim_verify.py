@@ -32,9 +32,9 @@ SINGLE_FIELDS = frozenset(
     b"mime-version content-type content-transfer-encoding".split()
 )
 
-_silent = logging.getLogger("dkimpy")
-_silent.addHandler(logging.NullHandler())
-_silent.propagate = False
+silent = logging.getLogger("dkimpy")
+silent.addHandler(logging.NullHandler())
+silent.propagate = False
 
 dkim.RSASSA_PKCS1_v1_5_verify = rsa.verify
 dkim.select_headers = canonical.select_headers
@@ -48,7 +48,7 @@ class _Message(dkim.DKIM):  # type: ignore[misc]  # dkimpy carries no types
     """A message's header as fields; its body is hashed elsewhere."""
 
     def __init__(self, fields: list[Field]) -> None:
-        super().__init__(None, logger=_silent, minkey=rsa.MINIMUM_BITS)
+        super().__init__(None, logger=silent, minkey=rsa.MINIMUM_BITS)
         self.headers = fields
 
     def check(self, signature: Signature, field: Field, key: Any) -> bool:
@@ -80,7 +80,7 @@ def verify(
     judged = [_prepare(signature, keys, now) for signature in found]
     usable = [one for one in judged if isinstance(one, Signature)]
     bodies = _hash_body(content, header_octets, usable)
-    pairs = [(field.name, _value(field.raw)) for field in fields] if usable else []
+    pairs = [(field.name, value_of(field.raw)) for field in fields] if usable else []
     return tuple(
         _verdict(signature, _judge(pairs, bodies, signature, keys[signature.key_name]))
         if isinstance(one, Signature)
@@ -103,7 +103,8 @@ def _prepare(signature: Signature, keys: Mapping[str, Key], now: int) -> Signatu
     return ("permerror", "no key") if key.failure else signature
 
 
-def _value(raw: bytes) -> bytes:
+def value_of(raw: bytes) -> bytes:
+    """Return what stands behind a raw field's colon, with its line end."""
     value = raw.partition(b":")[2]
     return value if value.endswith(b"\n") else value + b"\r\n"
 
@@ -115,7 +116,7 @@ def _hash_body(content: bytes | Path, offset: int, found: Sequence[Signature]) -
         limits = {s.limit for s in found if s.limit is not None and s.is_body_relaxed == relaxed}
         bodies[relaxed] = BodyHash(relaxed=relaxed, limits=limits)
     if bodies:
-        for piece in _pieces(content, offset):
+        for piece in pieces(content, offset):
             for body in bodies.values():
                 body.update(piece)
         for body in bodies.values():
@@ -123,7 +124,8 @@ def _hash_body(content: bytes | Path, offset: int, found: Sequence[Signature]) -
     return bodies
 
 
-def _pieces(content: bytes | Path, offset: int) -> Iterator[bytes]:
+def pieces(content: bytes | Path, offset: int) -> Iterator[bytes]:
+    """Yield a content from an offset on, a file in pieces of PIECE_OCTETS."""
     if isinstance(content, bytes):
         yield content[offset:]
         return

@@ -1,22 +1,22 @@
-"""Sender authentication of one message: SPF, every DKIM signature, and DMARC.
+"""Sender authentication of one message: SPF, every DKIM signature, ARC, and DMARC.
 
 Owns the order of the checks, what runs beside what, and the one deadline: a
 lookup that is open then counts as a temporary failure, alone, so that a slow
 name of a stranger's choice hides no other result. The mechanisms themselves
-are in the modules beside this one. RFC 7208, 6376, 9989, 8601.
+are in the modules beside this one. RFC 7208, 6376, 8617, 9989, 8601.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Collection, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from server.dns import DnsFailure, DnsTemporary, Resolver
 from server.mail import header
-from server.sender_auth import dkim_verify, dmarc, results
+from server.sender_auth import arc, dkim_verify, dmarc, results
 from server.sender_auth.authors import Authors, read_authors
 from server.sender_auth.dkim_tags import Key, Signature, key_of, signatures
 from server.sender_auth.lookups import Lookups, until
@@ -40,12 +40,13 @@ class _Letter:
     header_octets: int
     fields: list[header.HeaderField]
     signatures: tuple[Signature, ...]
+    chain: arc.Chain | None
     authors: Authors
 
 
 def _read(head: bytes) -> _Letter:
     fields = header.fields(head)
-    return _Letter(len(head), fields, signatures(fields), read_authors(fields))
+    return _Letter(len(head), fields, signatures(fields), arc.read_chain(fields), read_authors(fields))
 
 
 def _read_head(path: Path) -> bytes:
@@ -81,19 +82,21 @@ class Verifier:
         clock: Clock,
         hostname: str,
         deadline_seconds: float,
+        believed_sealers: Collection[str] = (),
     ) -> None:
         self._resolver = resolver
         self._threads = threads
         self._clock = clock
         self._hostname = hostname
         self._deadline_seconds = deadline_seconds
+        self._believed_sealers = frozenset(domain.lower() for domain in believed_sealers)
 
     def results_field(self, verdicts: Sequence[Verdict]) -> bytes:
         """Return the Authentication-Results field that says these verdicts, with CRLF."""
         return results.field(self._hostname, verdicts)
 
     async def verify(self, *, peer: Peer, envelope: Envelope, content: bytes | Path) -> tuple[Verdict, ...]:
-        """Return the verdicts: SPF, each DKIM signature the topmost first, DMARC.
+        """Return the verdicts: SPF, each DKIM signature the topmost first, ARC if there is any, DMARC.
 
         OSError where a file of content can't be read.
         """
@@ -105,8 +108,9 @@ class Verifier:
         spf, dkim = await _beside(
             walk, self._spf(peer, envelope, by=first), self._dkim(content, letter, by=first, last=last)
         )
+        sealed = await self._arc(content, letter, by=first, last=last)
         found = await self._dmarc(letter.authors, lookups, [spf, *dkim], by=last)
-        return spf, *dkim, found
+        return spf, *dkim, *sealed, found
 
     async def _letter(self, content: bytes | Path) -> _Letter:
         if isinstance(content, Path):
@@ -136,9 +140,7 @@ class Verifier:
         found = letter.signatures
         if not found:
             return ()
-        names = list({one.key_name for one in found if one.fault is None})
-        answers = await until(by, [self._key(name) for name in names])
-        keys = {name: key for name, key in zip(names, answers, strict=True) if key is not None}
+        keys = await self._keys({one.key_name for one in found if one.fault is None}, by=by)
         now = self._clock.now() // 1_000_000
         arguments = (content, letter.fields, letter.header_octets, found)
         is_small = isinstance(content, bytes) and len(content) <= INLINE_OCTETS
@@ -148,6 +150,31 @@ class Verifier:
         [verdicts] = await until(last, [computing])
         # Too much is waiting to be computed: without keys every signature is a temporary failure.
         return dkim_verify.verify(*arguments, {}, now=now) if verdicts is None else verdicts
+
+    async def _arc(
+        self, content: bytes | Path, letter: _Letter, *, by: float, last: float
+    ) -> tuple[Verdict, ...]:
+        chain = letter.chain
+        if chain is None:
+            return ()
+        keys = {} if chain.fault else await self._keys(chain.key_names, by=by)
+        computing = self._threads.compute(
+            arc.verify,
+            content,
+            letter.fields,
+            letter.header_octets,
+            chain,
+            keys,
+            believed=self._believed_sealers,
+        )
+        [verdict] = await until(last, [computing])
+        return (verdict or Verdict("arc", "fail", "", "not checked in time"),)
+
+    async def _keys(self, wanted: Iterable[str], *, by: float) -> dict[str, Key]:
+        """Return the keys that were found, or told absent, in time."""
+        names = list(wanted)
+        answers = await until(by, [self._key(name) for name in names])
+        return {name: key for name, key in zip(names, answers, strict=True) if key is not None}
 
     async def _key(self, name: str) -> Key:
         try:
