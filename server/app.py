@@ -139,8 +139,9 @@ class Appliance:
 
     def _build(self, store: Store) -> None:
         """Make the parts; those made first are started first and stopped last."""
+        from server.arrival import IntakeSettings
         from server.counters import Counters
-        from server.intake import Intake, IntakeSettings
+        from server.intake import Intake
         from server.login import Login
         from server.routing import Routing
         from server.sender_auth.signer import Signer

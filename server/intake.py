@@ -9,13 +9,25 @@ RFC 5321 (transaction), 6409 (submission), 8601 (results), 3461 (DSN parameters)
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import structlog
 
 from server import completion, evidence
+from server.arrival import (
+    FROM_OUTSIDE,
+    Arrival,
+    IntakeSettings,
+    Judgement,
+    Receipt,
+    accepted_event,
+    appended,
+    confirmations,
+    remote_target,
+    trace_fields,
+)
 from server.mail import header, trace
 from server.mail.address import domain_of
 from server.mail.recoding import Unencodable
@@ -27,7 +39,6 @@ from server.senders import Senders
 from storage import accounts, ids
 from storage.codec import content_octets
 from storage.errors import Conflict, Full
-from storage.queue import SUCCESS
 from storage.records import (
     Accepted,
     Action,
@@ -36,9 +47,7 @@ from storage.records import (
     Event,
     LocalTarget,
     Peer,
-    Placed,
     Recipient,
-    RemoteTarget,
     Source,
     Spooled,
     Verdict,
@@ -59,9 +68,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 log = structlog.get_logger("intake")
 
-SECOND = 1_000_000
 NOBODY = Peer("")
-FROM_OUTSIDE = frozenset({Source.MX, Source.LMTP})
 FROM_SENDERS = frozenset({Source.SUBMISSION, Source.API})
 SIGNED = frozenset({Source.SUBMISSION, Source.API, Source.NOTICE})
 QUEUED = frozenset({Source.SUBMISSION, Source.API, Source.NOTICE})
@@ -76,58 +83,6 @@ STAGES_OF: Mapping[Source, tuple[str, ...]] = {
     Source.NOTICE: (),
     Source.APPEND: (),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """A message at the door: complete content, envelope and who brought it.
-
-    content has CRLF line ends only and no NUL, unless the envelope says BINARYMIME.
-    identity: the authenticated sender.
-    message_id: given by callers whose retry must not double the message.
-    append: the place that IMAP APPEND asks for; then nothing is judged.
-    keep: a copy for the sender's own folder, with the flags given there.
-    """
-
-    source: Source
-    peer: Peer
-    envelope: Envelope
-    content: bytes | Spooled
-    identity: Identity | None = None
-    message_id: str | None = None
-    organization_id: str | None = None
-    append: LocalTarget | None = None
-    keep: LocalTarget | None = None
-    events: tuple[Event, ...] = ()
-    idempotency_key: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """What was accepted: one message id per organization; placed only where it was waited for."""
-
-    message_ids: tuple[str, ...]
-    placed: tuple[Placed, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class IntakeSettings:
-    """What intake needs of the configuration; times in seconds."""
-
-    hostname: str
-    expiry_api_seconds: int
-    expiry_submission_seconds: int
-    max_received: int = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """What was found out about a message for one organization, and the decision on it."""
-
-    letter: evidence.Letter
-    verdicts: tuple[Verdict, ...]
-    facts: evidence.Facts
-    decision: Decision
 
 
 class Intake:
@@ -234,7 +189,9 @@ class Intake:
             await self._give_up(files)
             return Receipt((arrival.message_id,))
         if arrival.append is not None:
-            return await self._commit([self._appended(arrival, arrival.append)], wait_applied=wait_applied)
+            return await self._commit(
+                [appended(arrival, arrival.append, now=self._clock.now())], wait_applied=wait_applied
+            )
         try:
             records = await self._judge(arrival, files)
         except Exception:
@@ -458,7 +415,8 @@ class Intake:
         events = arrival.events
         if decision is not UNRULED:
             events += await self._steer(arrival, group, decision, message_id=message_id, now=now)
-        signature = await self._sign(arrival, group, judgement.letter, now)
+        ruled = b"".join(header.fold(name, header.encode(value)) for name, value in decision.headers)
+        signature = await self._sign(arrival, group, judgement.letter, ruled, now)
         local: list[LocalTarget] = []
         for recipient, place in group.local:
             target = await self._place(arrival, judgement, recipient, place)
@@ -477,16 +435,27 @@ class Intake:
             envelope=envelope,
             decision=decision,
             verdicts=judgement.verdicts,
-            trace=signature + self._trace(arrival, judgement, message_id=message_id, now=now),
+            trace=signature
+            + trace_fields(
+                arrival,
+                hostname=self._settings.hostname,
+                results=self._results(arrival, judgement),
+                ruled=ruled,
+                message_id=message_id,
+                now=now,
+            ),
             local=tuple(local),
-            remote=tuple(self._remote_target(arrival, decision, now, *pair) for pair in group.remote),
+            remote=tuple(
+                remote_target(arrival, decision, *pair, settings=self._settings, now=now)
+                for pair in group.remote
+            ),
             content=arrival.content,
             events=(
                 *events,
-                _accepted_event(
+                accepted_event(
                     arrival, group, judgement, message_id=message_id, now=now, is_signed=bool(signature)
                 ),
-                *_confirmations(arrival, group, message_id=message_id, now=now),
+                *confirmations(arrival, group, message_id=message_id, now=now),
             ),
             idempotency_key=arrival.idempotency_key,
         )
@@ -541,73 +510,23 @@ class Intake:
         else:
             raise Refusal(451, "4.3.5", "Mail cannot be delivered for now", f"redirect target {address}")
 
-    async def _sign(self, arrival: Arrival, group: Group, letter: evidence.Letter, now: int) -> bytes:
+    def _results(self, arrival: Arrival, judgement: Judgement) -> bytes:
+        if arrival.source not in FROM_OUTSIDE or self._verifier is None:
+            return b""
+        return self._verifier.results_field(judgement.verdicts)
+
+    async def _sign(
+        self, arrival: Arrival, group: Group, letter: evidence.Letter, ruled: bytes, now: int
+    ) -> bytes:
         """Return the DKIM-Signature fields over a sent message, b'' where its domain has no key."""
         if arrival.source not in SIGNED or not letter.from_addresses:
             return b""
         return await self._signer.sign(
             domain=domain_of(letter.from_addresses[0]),
             organization_id=group.organization_id,
-            added=b"",
+            added=ruled,
             content=arrival.content,
             at=now,
-        )
-
-    def _trace(self, arrival: Arrival, judgement: Judgement, *, message_id: str, now: int) -> bytes:
-        parts: list[bytes] = []
-        if arrival.source in FROM_OUTSIDE and self._verifier is not None:
-            parts.append(self._verifier.results_field(judgement.verdicts))
-        parts.extend(header.fold(name, header.encode(value)) for name, value in judgement.decision.headers)
-        if arrival.source is not Source.NOTICE:
-            parts.append(self._received(arrival, message_id, now))
-        return b"".join(parts)
-
-    def _received(self, arrival: Arrival, message_id: str, now: int) -> bytes:
-        recipients = arrival.envelope.recipients
-        # Who asked over HTTP is no relay of the message: its address is not the recipients' affair.
-        peer = Peer("", helo=self._settings.hostname) if arrival.source is Source.API else arrival.peer
-        return trace.received(
-            peer,
-            host=self._settings.hostname,
-            protocol=_with_keyword(arrival),
-            id=message_id,
-            # RFC 5321 7.2: more than one recipient in the trace would tell them of each other.
-            recipient=recipients[0].address if len(recipients) == 1 else None,
-            at=now,
-        )
-
-    def _remote_target(
-        self, arrival: Arrival, decision: Decision, now: int, recipient: Recipient, domain: str
-    ) -> RemoteTarget:
-        by_api = arrival.source is Source.API
-        begin = arrival.envelope.hold_until or now
-        seconds = self._settings.expiry_api_seconds if by_api else self._settings.expiry_submission_seconds
-        return RemoteTarget(
-            delivery_id=ids.new("dlv"),
-            recipient=recipient,
-            domain=domain,
-            # What comes out of the queue was released, and is not held again.
-            next_attempt_at=None if _is_held(arrival, decision) else begin,
-            expires_at=begin + seconds * SECOND,
-            priority=decision.priority,
-        )
-
-    def _appended(self, arrival: Arrival, target: LocalTarget) -> Accepted:
-        assert arrival.organization_id is not None, "APPEND names its organization"
-        return Accepted(
-            message_id=arrival.message_id or ids.new("msg"),
-            organization_id=arrival.organization_id,
-            accepted_at=self._clock.now(),
-            source=arrival.source,
-            peer=arrival.peer,
-            envelope=arrival.envelope,
-            decision=Decision(),
-            verdicts=(),
-            trace=b"",
-            local=(target,),
-            remote=(),
-            content=arrival.content,
-            events=arrival.events,
         )
 
     async def _commit(self, records: Sequence[Accepted], *, wait_applied: bool) -> Receipt:
@@ -629,10 +548,6 @@ class Intake:
         return Receipt(message_ids, tuple(place for places in placed for place in places))
 
 
-def _is_held(arrival: Arrival, decision: Decision) -> bool:
-    return decision.action is Action.HOLD and arrival.source is not Source.LOCAL
-
-
 def _source(identity: Identity | None) -> Source:
     return Source.SUBMISSION if identity else Source.MX
 
@@ -651,71 +566,6 @@ def _sender_organization(arrival: Arrival) -> str:
     return arrival.identity.organization_id
 
 
-def _with_keyword(arrival: Arrival) -> str:
-    if arrival.source is Source.API:
-        return "HTTP"
-    if arrival.source is Source.LOCAL:
-        return "local"
-    return trace.transmission(
-        arrival.peer, smtputf8=arrival.envelope.smtputf8, lmtp=arrival.source is Source.LMTP
-    )
-
-
 async def _at_once(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call what is too quick for a thread, in the form of Threads.run."""
     return function(*args, **kwargs)
-
-
-def _confirmations(arrival: Arrival, group: Group, *, message_id: str, now: int) -> Iterator[Event]:
-    """Yield the successes that senders asked to hear of: an inbox is the end of the way (RFC 3461 5.2.3)."""
-    if arrival.envelope.reverse_path is None:
-        return
-    for recipient, local in group.local:
-        if recipient.notify is not None and "SUCCESS" in recipient.notify:
-            yield Event(
-                id=ids.new("evt"),
-                kind=SUCCESS,
-                at=now,
-                organization_id=group.organization_id,
-                message_id=message_id,
-                mailbox_id=local.mailbox.id,
-                data={"recipient": recipient.address, "orcpt": recipient.orcpt or "", "code": 250},
-            )
-
-
-def _accepted_event(
-    arrival: Arrival, group: Group, judgement: Judgement, *, message_id: str, now: int, is_signed: bool
-) -> Event:
-    data: dict[str, object] = {
-        "source": arrival.source.value,
-        "from": arrival.envelope.reverse_path or "",
-        "recipients": len(group.local) + len(group.remote) + len(group.dropped),
-        "octets": judgement.letter.octets,
-        "action": judgement.decision.action.value,
-    }
-    if arrival.peer.address:
-        data |= {
-            "peer": arrival.peer.address,
-            "helo": arrival.peer.helo,
-            "tls": arrival.peer.tls_version or "",
-        }
-    if is_signed:
-        data["signed"] = domain_of(judgement.letter.from_addresses[0])
-    if judgement.verdicts:
-        data["verdicts"] = {f"{v.method} {v.domain}".strip(): v.result for v in judgement.verdicts}
-    matched = [step.rule for step in judgement.decision.trace if step.matched]
-    if matched:
-        data["rules"] = matched
-    if arrival.envelope.hold_until is not None:
-        data["hold_until"] = arrival.envelope.hold_until
-    if group.dropped:
-        data["dropped"] = [recipient.address for recipient in group.dropped]
-    return Event(
-        # One a message: a fresh id serves for both. A given one may stem from an event's id already.
-        id=ids.new("evt") if arrival.message_id else ids.of("evt", message_id),
-        kind="message.accepted",
-        at=now,
-        organization_id=group.organization_id,
-        message_id=message_id,
-        data=data,
-    )

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from policies.facts import DEFAULT_LIMITS
+from server.arrival import Arrival, IntakeSettings, Receipt
 from server.counters import Counters
 from server.dns import Answer, DnsTemporary, NoSuchDomain
 from server.imap.render import render
-from server.intake import Arrival, Intake, IntakeSettings, Receipt
+from server.intake import Intake
 from server.mail import trace
 from server.refusal import Refusal
 from server.routing import Routing
@@ -52,9 +53,13 @@ class Verifier:
 
 
 class Signer:
-    """Has no keys."""
+    """Has no keys. covered: the fields on top of each content that it was to sign."""
 
-    async def sign(self, **_: object) -> bytes:
+    def __init__(self) -> None:
+        self.covered: list[bytes] = []
+
+    async def sign(self, *, added: bytes, **_: object) -> bytes:
+        self.covered.append(added)
         return b""
 
 
@@ -71,6 +76,7 @@ class Appliance:
     counters: Counters
     clock: FakeClock
     directory: Path
+    signer: Signer
 
     def spool(self, content: bytes = CONTENT) -> Spooled:
         writer = self.store.spool()
@@ -162,10 +168,12 @@ def run(
                 clock=clock,
                 settings=IntakeSettings(HOST, 60, 60),
                 verifier=Verifier(),
-                signer=Signer(),
+                signer=(signer := Signer()),
                 standing=standing,
             )
-            made = Appliance(store, threads, intake, accepted, rulebook, standing, counters, clock, directory)
+            made = Appliance(
+                store, threads, intake, accepted, rulebook, standing, counters, clock, directory, signer
+            )
             await scenario(made)
         finally:
             threads.close()

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import select
 
 from policies.compile import PolicyError
-from server.intake import Arrival
+from server.arrival import Arrival
 from server.login import Identity
 from server.refusal import Refusal
 from storage import accounts, events, ids, queue_acts, schema, sending
@@ -414,3 +414,12 @@ def test_a_list_of_the_database_follows_its_rows(tmp_path):
         assert keywords(appliance) == ["Vip"]
 
     run(tmp_path, scenario, text)
+
+
+def test_a_field_that_a_rule_adds_to_sent_mail_is_before_the_signer(tmp_path):
+    async def scenario(appliance: Appliance) -> None:
+        await submit(appliance)
+        assert appliance.signer.covered == [b"X-Sorted: yes\r\n"]
+        assert b"\r\nX-Sorted: yes\r\n" in b"\r\n" + appliance.accepted[0].trace
+
+    run(tmp_path, scenario, rule("tag", stage="submit", header="X-Sorted: yes"))

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from server.arrival import Arrival
 from server.delivery.home import derived_id
 from server.delivery.ledger import discard_files
-from server.intake import Arrival
 from server.mail.address import AddressSyntax
 from server.mail.dsn import Action, RecipientStatus, Report, Returned, compose_dsn
 from server.refusal import Refusal

@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from server.arrival import Arrival
 from server.delivery import outcome
-from server.intake import Arrival
 from server.refusal import Refusal
 from server.routing import Forward
 from storage.records import DeliveryState, Envelope, Handover, Outcome, Peer, Recipient, Source, Spooled

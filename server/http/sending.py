@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from starlette.requests import Request
 from starlette.responses import Response
 
+from server.arrival import Arrival
 from server.http import models
 from server.http.access import Caller
 from server.http.answers import answer
@@ -25,7 +26,6 @@ from server.http.openapi import Door
 from server.http.problems import Problem
 from server.http.reading import answered
 from server.http.services import Services, known_id
-from server.intake import Arrival
 from server.mail.compose import Draft, NamedAddress, compose
 from server.refusal import Refusal
 from storage import idempotency

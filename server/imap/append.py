@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from server.arrival import Arrival
 from server.imap import framing, grammar
 from server.imap.answer import Completion, Failed
 from server.imap.line_ends import LineEnds, NulFound
 from server.imap.mailbox import find_target, require_right
 from server.imap.scanner import ImapSyntax
-from server.intake import Arrival
 from storage import accounts
 from storage.records import Envelope, LocalTarget, Peer, Source
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from server.intake import Arrival
+from server.arrival import Arrival
 from server.login import KEY_MARK
 from server.refusal import Refusal
 from server.smtp import door as doors

@@ -10,9 +10,9 @@ from typing import Any
 
 from sqlalchemy import select
 
+from server.arrival import Arrival, Receipt
 from server.delivery.scheduler import Scheduler
 from server.dns import Answer, DnsFailure, Mx, NoAnswer, NoSuchDomain
-from server.intake import Arrival, Receipt
 from server.refusal import Refusal
 from server.routing import Forward, Local, Resolution
 from server.sections import Delivery as DeliverySettings

@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 
 from server import sections
+from server.arrival import Arrival, Receipt
 from server.config import Settings
 from server.http.api import make_app
 from server.imap.render import render
-from server.intake import Arrival, Receipt
 from server.login import KEY_MARK, Login
 from server.mail.address import domain_of
 from server.routing import Routing

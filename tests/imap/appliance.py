@@ -15,11 +15,12 @@ from typing import Any, TypeVar
 
 import uvloop
 
+from server.arrival import IntakeSettings
 from server.clock import SystemClock
 from server.imap.limits import Bounds
 from server.imap.render import render
 from server.imap.server import ImapServer
-from server.intake import Intake, IntakeSettings
+from server.intake import Intake
 from server.login import Login, hash_password, scram_verifier
 from server.threads import Hub, Threads
 from server.tls import ServerTls, make_self_signed

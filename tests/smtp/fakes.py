@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
 from server import scram
-from server.intake import Arrival, Receipt
+from server.arrival import Arrival, Receipt
 from server.login import Identity, scram_verifier
 from server.refusal import Refusal
 from server.smtp.server import SmtpServer
