@@ -1,5 +1,6 @@
 """Invariants of what reads other people's authentication: DKIM fields and keys, DMARC records, results."""
 
+from functools import partial
 from typing import Any, cast
 
 from server import completion
@@ -24,7 +25,8 @@ def check_header(data: bytes) -> None:
     octets = header.split(data)
     head = data[:octets]
     dkim_tags.signatures(header.fields(head))
-    for select in (lambda one: results.forged(one, "mail.example.com"), completion.bcc_fields):
+    forged = partial(results.forged, authserv_id="mail.example.com")
+    for select in (forged, completion.withheld_fields, completion.return_paths):
         unwanted = select(head)
         left = completion.rewrite(data, added=b"", unwanted=unwanted, header_octets=octets, store=NO_STORE)
         assert len(left) == len(data) - sum(map(len, unwanted))
