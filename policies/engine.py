@@ -32,6 +32,11 @@ ACCEPTED = Ruling()
 ERROR_REPLY = (451, "4.3.5", "The policy of this server cannot be applied now, try again later")
 
 
+# Looked up here, once: an enumeration's members are slow to reach and to hash.
+_TYPES = {name: PYTHON_TYPES[fact.kind] for name, fact in FACTS.items()}
+_ANY_OF, _NONE_OF, _HAS = TestKind.ANY_OF, TestKind.NONE_OF, TestKind.HAS
+
+
 class Unjudged(Exception):
     """A condition cannot be evaluated: a fact is absent or of another type, or an operation failed."""
 
@@ -74,15 +79,15 @@ class Known(dict[str, Any]):
         self._surroundings = surroundings
 
     def __missing__(self, name: str) -> Any:
-        fact = FACTS.get(name)
-        if fact is None:
+        declared = _TYPES.get(name)
+        if declared is None:
             value: object = self._derived(self.rules.derived[name])
         else:
             try:
                 value = self._facts[name]  # and not get(), which a mapping that computes would not see
             except KeyError:
                 raise Unjudged(f"{name} is absent") from None
-            if type(value) is not PYTHON_TYPES[fact.kind]:
+            if type(value) is not declared:
                 raise Unjudged(f"{name} is of another type")
         self[name] = value
         return value
@@ -333,9 +338,10 @@ _WEIGHTS = {Action.ACCEPT: 0, Action.QUARANTINE: 1, Action.HOLD: 2, Action.DISCA
 def passes(test: PlainTest, facts: Known) -> bool:
     """Return whether a plain test holds; raises Unjudged."""
     value: Any = facts[test.fact]
-    if test.kind is TestKind.ANY_OF:
+    kind = test.kind
+    if kind is _ANY_OF:
         return value in test.values
-    if test.kind is TestKind.NONE_OF:
+    if kind is _NONE_OF:
         return value not in test.values
     (wanted,) = test.values
-    return (wanted in value) is (test.kind is TestKind.HAS)
+    return (wanted in value) is (kind is _HAS)
