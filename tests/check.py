@@ -47,7 +47,8 @@ def steps(part: str) -> list[tuple[str, list[str]]]:
         ("types", [*python, "mypy"]),
         ("import contracts", [str(Path(sys.executable).with_name("lint-imports"))]),
     ]
-    chosen = "not slow and not interop" if part == "quick" else "not slow"
+    quick = "not slow and not interop and not whole and not postgresql"
+    chosen = quick if part == "quick" else "not slow"
     return [*lint, ("tests", [*python, "pytest", "-q", *workers, "-m", chosen])]
 
 

@@ -46,3 +46,10 @@ def daemon(template: Path, partner: Partner, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture
 def inbox(daemon: Daemon) -> Inbox:
     return daemon.new_inbox()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything here starts daemons."""
+    for item in items:
+        if "tests/daemon/" in item.path.as_posix():
+            item.add_marker(pytest.mark.whole)

@@ -25,6 +25,8 @@ from tests.storage.samples import fill, mail_files, opened, rows
 ROOT = Path(__file__).parents[2]
 POINTS_LIMIT = 1000
 # Where each message of the driver's load belongs.
+pytestmark = pytest.mark.whole
+
 PLACES = {
     "msg_plain": ("inb_0",),
     "msg_linked": ("inb_0", "inb_1"),
