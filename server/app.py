@@ -142,7 +142,7 @@ class Appliance:
         from server.arrival import IntakeSettings
         from server.counters import Counters
         from server.intake import Intake
-        from server.login import Login
+        from server.login import Login, kept_secret
         from server.routing import Routing
         from server.sender_auth.signer import Signer
         from server.standing import Standing
@@ -155,7 +155,8 @@ class Appliance:
         mirroring = Mirroring(store.database, store.maildir)
         self._add("mirror", start=mirroring.start, stop=lambda: asyncio.to_thread(mirroring.close))
         routing = Routing(threads, postmaster=settings.server.postmaster)
-        login = Login(threads, self.clock)
+        secret = kept_secret(self.settings.server.data_directory / "decoy.secret")
+        login = Login(threads, self.clock, decoy_secret=secret)
         resolver = self._resolver()
         standing = Standing(
             threads=threads,

@@ -8,10 +8,13 @@ logs a name with a secret, never says which of name and password was wrong.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
+import os
 import secrets
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import argon2
@@ -35,6 +38,7 @@ KEY_MARK = "mak_"
 SCRAM_ITERATIONS = 4096  # RFC 7677 4; the passwords have 128 bits and more of their own
 CACHE_SECONDS = 60
 CACHE_LIMIT = 10_000
+SECRET_OCTETS = 32
 FAILURES_ALLOWED = 20
 FAILURE_WINDOW_SECONDS = 300
 FAILURE_PEERS_LIMIT = 50_000
@@ -74,6 +78,20 @@ def scram_verifier(password: str, salt: bytes | None = None) -> str:
     return "$".join([str(SCRAM_ITERATIONS), *parts])
 
 
+def kept_secret(path: Path) -> bytes:
+    """Return the 32 secret octets of a file, made where it is absent or of another length."""
+    with contextlib.suppress(FileNotFoundError):
+        octets = path.read_bytes()
+        if len(octets) == SECRET_OCTETS:
+            return octets
+    octets = secrets.token_bytes(SECRET_OCTETS)
+    pending = path.with_name(path.name + ".new")
+    with open(os.open(pending, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+        file.write(octets)
+    pending.replace(path)
+    return octets
+
+
 def shared_salt(connection: Connection, mailbox_id: str) -> bytes | None:
     """Return the salt of an inbox's newest password: with one salt for all, SCRAM takes each of them."""
     for _, text in accounts.scram_verifiers(connection, mailbox_id=mailbox_id):
@@ -98,10 +116,11 @@ def new_key() -> tuple[str, str, bytes]:
 class Login:
     """Checks secrets for every protocol; one per process."""
 
-    def __init__(self, threads: Threads, clock: Clock) -> None:
+    def __init__(self, threads: Threads, clock: Clock, *, decoy_secret: bytes = b"") -> None:
         self._threads = threads
         self._clock = clock
         self._secret = secrets.token_bytes(32)
+        self._decoy_secret = decoy_secret or self._secret
         self._known: dict[bytes, tuple[float, Identity]] = {}
         self._failures: dict[str, list[float]] = {}
         self._generation = 0  # an answer that a change overtook is given once and not remembered
@@ -143,8 +162,8 @@ class Login:
         read = [(name, _read_verifier(text)) for name, text in held]
         kept = [(name, parts) for name, parts in read if parts is not None]
         if not kept:
-            # A user who asks again is told the same salt, as a real one would be.
-            salt = hmac.digest(self._secret, b"scram\0" + address.encode(), "sha256")[:16]
+            # A user who asks again, after a restart too, is told the same salt, as a real one would be.
+            salt = hmac.digest(self._decoy_secret, b"scram\0" + address.encode(), "sha256")[:16]
             decoy = scram.Verifier("", secrets.token_bytes(32), secrets.token_bytes(32))
             return scram.Keys(SCRAM_ITERATIONS, salt, (decoy,))
         iterations, salt, *_ = kept[0][1]

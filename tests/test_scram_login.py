@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.login import FAILURES_ALLOWED, scram_verifier, shared_salt
+from server.login import FAILURES_ALLOWED, Login, kept_secret, scram_verifier, shared_salt
 from server.refusal import Refusal
 from storage import accounts
 from tests.test_accounts_changing import ANN, HASH, Appliance, run
@@ -71,3 +71,23 @@ def test_wrong_proofs_are_throttled_and_a_revoked_password_is_none(tmp_path):
             await appliance.login.scram_keys(ANN, peer=PEER)
 
     run(tmp_path, scenario)
+
+
+def test_an_unknown_name_is_told_the_same_after_a_restart(tmp_path):
+    async def scenario(appliance: Appliance) -> None:
+        salts = set()
+        for _ in range(2):
+            secret = kept_secret(tmp_path / "decoy.secret")
+            login = Login(appliance.threads, appliance.clock, decoy_secret=secret)
+            salts.add((await login.scram_keys("no@ours.example", peer=PEER)).salt)
+        assert len(salts) == 1
+        assert (tmp_path / "decoy.secret").stat().st_mode & 0o777 == 0o600
+
+    run(tmp_path, scenario)
+
+
+def test_a_damaged_secret_is_made_anew(tmp_path):
+    (tmp_path / "decoy.secret").write_bytes(b"short")
+    made = kept_secret(tmp_path / "decoy.secret")
+    assert len(made) == 32
+    assert kept_secret(tmp_path / "decoy.secret") == made
