@@ -83,8 +83,11 @@ def deliver(daemon: Daemon, subject: str, inbox: Inbox, sender: str = "ann@far.e
 def keywords(daemon: Daemon, inbox: Inbox, subject: str) -> set[str]:
     client = daemon.imap(inbox)
     client.select("INBOX")
-    _, found = client.search(None, "SUBJECT", f'"{subject}"')
-    _, flags = client.fetch(found[0].split()[0], "(FLAGS)")
+    # The file is there before its row.
+    found = until(
+        lambda: client.search(None, "SUBJECT", f'"{subject}"')[1][0].split(), "the message is not listed"
+    )
+    _, flags = client.fetch(found[0], "(FLAGS)")
     client.logout()
     return set(str(flags[0]).partition("FLAGS (")[2].partition(")")[0].split())
 
