@@ -44,6 +44,7 @@ DIGEST_OCTETS = 16
 TURN_SECONDS = 2.0
 TALLY_TURNS = 3
 PRUNE_TURNS = 1800
+INLINE_OCTETS = 4096
 AGES_LIMIT = 10_000
 
 # Facts that are a total: whose, of which kind, over which seconds.
@@ -176,12 +177,19 @@ class Standing:
         if wanted & _NEW:
             await self._count_new(facts, identity)
         if "similar_bodies_last_hour" in wanted:
+            await self._read_text(facts)
             pairs = [(sending.SIMILAR, f"{identity.organization_id} {band}") for band in _bands(facts)]
             facts["similar_bodies_last_hour"] = max((total(*pair, seconds=HOUR) for pair in pairs), default=0)
         if "paused" in wanted:
             facts["paused"] = await self._is_paused(identity)
         if "domain_age_days" in wanted:
             facts["domain_age_days"] = await self._age(str(facts["header_from_domain"]))
+
+    async def _read_text(self, facts: Facts) -> None:
+        """Have the text's fingerprint made, off the loop where that may take more than a millisecond."""
+        letter = facts.case.letter
+        if letter is not None and letter.octets > INLINE_OCTETS:
+            await self._threads.compute(lambda: letter.bands)
 
     def _keys(self, wanted: set[str], facts: Facts, identity: Identity) -> dict[str, Key]:
         """Return which counter each fact is told from, and those that shares are shares of."""

@@ -13,7 +13,7 @@ import zlib
 from server.mail.structure import Octets, scan
 from server.mail.text import find_body, part_text
 
-MAX_OCTETS = 65_536
+MAX_OCTETS = 16_384
 MAX_WORDS = 1200
 LEAST_WORDS = 20
 BANDS, ROWS = 4, 3
