@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,7 @@ class Counters:
         self._known: OrderedDict[Key, tuple[float, dict[int, int]]] = OrderedDict()
         self._pending: dict[tuple[str, str, int], int] = {}
         self._written: set[tuple[str, bytes]] = set()
+        self._remembered: OrderedDict[tuple[str, bytes], None] = OrderedDict()
         self._flushing = asyncio.Lock()
         self._is_alone = threads.store.database.dialect == "sqlite"
 
@@ -94,17 +95,34 @@ class Counters:
                 for old in sorted(buckets)[: len(buckets) - BUCKETS_LIMIT + 10]:
                     del buckets[old]
 
-    def write_to(self, organization_id: str, digests: Iterable[bytes]) -> None:
+    def write_to(self, organization_id: str, digests: Collection[bytes]) -> None:
         """Note whom an organization wrote to."""
         if len(self._written) < WRITTEN_LIMIT:
             self._written.update((organization_id, digest) for digest in digests)
+            self._keep(organization_id, digests)
 
     async def known_of(self, organization_id: str, digests: Iterable[bytes]) -> set[bytes]:
         """Return those that an organization has written to."""
-        wanted = list(digests)
-        unit = partial(sending.known_of, organization_id=organization_id, digests=wanted)
-        found = await self._threads.read(unit)
-        return found | {digest for digest in wanted if (organization_id, digest) in self._written}
+        digests = set(digests)
+        known = {
+            digest
+            for digest in digests
+            if (organization_id, digest) in self._remembered or (organization_id, digest) in self._written
+        }
+        wanted = digests - known
+        if wanted:
+            unit = partial(sending.known_of, organization_id=organization_id, digests=wanted)
+            found = await self._threads.read(unit)
+            self._keep(organization_id, found)
+            known |= found
+        return known
+
+    def _keep(self, organization_id: str, digests: Iterable[bytes]) -> None:
+        """Remember whom an organization has written to: what is true once stays so for half a year."""
+        for digest in digests:
+            self._remembered[organization_id, digest] = None
+        while len(self._remembered) > WRITTEN_LIMIT:
+            self._remembered.popitem(last=False)
 
     def forget(self, keys: Iterable[Key]) -> None:
         """Read these keys anew when they are next asked for."""

@@ -297,6 +297,15 @@ TARGETS: dict[str, tuple[Target, list[bytes], list[bytes]]] = {
         AUTH_WORDS,
     ),
     "reports": (targets_auth.check_reports, [REPORT, MESSAGE], MAIL_WORDS),
+    "lists": (
+        targets_rules.check_lists,
+        [
+            b"192.0.2.0/24\n2001:db8::/32\n::ffff:192.0.2.1",
+            b"example.net\n*.example.net # all\n@example.net",
+            b"a@b",
+        ],
+        [b"*.", b"@", b"/", b":", b"::ffff:", b"%", b"\n", b"."],
+    ),
     "rules": (
         targets_rules.check_rules,
         [
@@ -306,6 +315,11 @@ TARGETS: dict[str, tuple[Target, list[bytes], list[bytes]]] = {
             b'action = "reject"\ncode = 550\ntext = "No"\non_error = "skip"\n',
             b'[[rule]]\nname = "c"\nstage = "message"\nwhen = \'recipients.exists(r, r.startsWith("x"))\'\n'
             b'action = "redirect"\ntarget = "a@b.example"\nenabled = true\n',
+            b'[[list]]\nname = "l"\nkind = "networks"\nvalues = ["192.0.2.0/24"]\n[[rule]]\nname = "d"\n'
+            b'stage = "connect"\nwhen = \'!client_ip.in_list("l")\'\naction = "limit"\nlimit = 2\n'
+            b'period_seconds = 60\nper = "client_ip"\n',
+            b'[[rule]]\nname = "e"\nstage = "submit"\nwhen = \'subject.matches("^a+b?$") && sent_last_hour > '
+            b'limit_key_hour\'\naction = "pause"\nsubject = "identity"\n',
         ],
         RULE_WORDS,
     ),
