@@ -102,6 +102,14 @@ def read(kind: ListKind, entries: Iterable[str]) -> tuple[Entries, list[tuple[in
     return found, faults
 
 
+def is_listed(entries: Mapping[str, Entries], name: str, value: str) -> bool:
+    """Return whether a value is in a list; LookupError where the list has no entries to hand."""
+    found = entries.get(name)
+    if found is None:
+        raise LookupError(f"the list {name} is not to hand")
+    return found.has(value)
+
+
 class Listed:
     """Lists as surroundings of a judging: by their names, without limits."""
 
@@ -110,10 +118,7 @@ class Listed:
 
     def is_listed(self, name: str, value: str) -> bool:
         """Return whether a value is in a list; LookupError where it has no entries to hand."""
-        found = self._entries.get(name)
-        if found is None:
-            raise LookupError(f"the list {name} is not to hand")
-        return found.has(value)
+        return is_listed(self._entries, name, value)
 
     def spend(self, rule: Rule, value: str) -> bool:
         """Nothing is counted."""

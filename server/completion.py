@@ -6,7 +6,9 @@ keep. Body octets are never touched, but of a binary message whose parts must be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import chain
 from mmap import ACCESS_READ, mmap
 from typing import TYPE_CHECKING
 
@@ -65,18 +67,9 @@ def rewrite(
     """
     if isinstance(content, bytes):
         return added + _strip(content[:header_octets], unwanted) + content[header_octets:]
-    writer = store.spool()
-    try:
-        with open(store.read_spooled(content), "rb") as source:
-            writer.write(added + _strip(source.read(header_octets), unwanted))
-            while chunk := source.read(CHUNK_OCTETS):
-                writer.write(chunk)
-        made = writer.finish()
-    except BaseException:
-        writer.discard()
-        raise
-    store.discard(content)
-    return made
+    with open(store.read_spooled(content), "rb") as source:
+        head = added + _strip(source.read(header_octets), unwanted)
+        return _write_anew(content, chain((head,), iter(partial(source.read, CHUNK_OCTETS), b"")), store)
 
 
 def recoded(content: bytes | Spooled, store: Store) -> bytes | Spooled:
@@ -86,14 +79,19 @@ def recoded(content: bytes | Spooled, store: Store) -> bytes | Spooled:
     """
     if isinstance(content, bytes):
         return b"".join(recode(content))
+    with (
+        open(store.read_spooled(content), "rb") as source,
+        mmap(source.fileno(), 0, access=ACCESS_READ) as mapped,
+    ):
+        return _write_anew(content, recode(mapped), store)
+
+
+def _write_anew(content: Spooled, pieces: Iterable[bytes], store: Store) -> Spooled:
+    """Return a spool file of the pieces in the place of one that is given up once they are written."""
     writer = store.spool()
     try:
-        with (
-            open(store.read_spooled(content), "rb") as source,
-            mmap(source.fileno(), 0, access=ACCESS_READ) as mapped,
-        ):
-            for piece in recode(mapped):
-                writer.write(piece)
+        for piece in pieces:
+            writer.write(piece)
         made = writer.finish()
     except BaseException:
         writer.discard()

@@ -172,8 +172,6 @@ class Intake:
         """Return a stage's decision, with what its rules want to know ahead."""
         wanted = self._rulebook.wanted(stage, facts)
         if wanted and self._standing is not None:
-            # A session begins its steps outside a task; looking has a deadline, which needs one.
-            await asyncio.sleep(0)
             await self._standing.look(wanted, facts)
         return self._rulebook.decide(stage, facts)
 

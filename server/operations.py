@@ -7,17 +7,16 @@ Arguments and results are JSON-able; every change is written to the audit log.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from server.login import hash_password, new_key, new_password, scram_verifier
 from server.mail.address import AddressSyntax, normalise, parse_mailbox
-from server.policy_acts import ACTS
+from server.policy_acts import ACTS, note
 from server.sender_auth import zone
 from server.sender_auth.keys import ALGORITHMS, make_key
-from storage import accounts, audit, events, grants, queue_view, reconcile
+from storage import accounts, events, grants, queue_view, reconcile
 from storage.errors import Conflict, Missing
 from storage.records import Domain, Event, Grant, Mailbox, Organization
 
@@ -72,7 +71,7 @@ def organization_add(context: Context, *, name: str) -> dict[str, Any]:
 
     def unit(connection: Connection) -> Organization:
         made = accounts.add_organization(connection, name=name, at=now)
-        _audit(connection, context, owner=made.id, action="organization.add", thing=made.id, name=name)
+        note(connection, context, owner=made.id, action="organization.add", thing=made.id, name=name)
         return made
 
     made = context.store.database.write(unit)
@@ -103,7 +102,7 @@ def domain_add(context: Context, *, name: str, organization: str = "") -> dict[s
                 public_record=record,
                 at=now,
             )
-        _audit(connection, context, owner=owner.id, action="domain.add", thing=made.id, name=domain)
+        note(connection, context, owner=owner.id, action="domain.add", thing=made.id, name=domain)
         return made
 
     made = context.store.database.write(unit)
@@ -157,7 +156,7 @@ def inbox_add(
             scram_verifier=verifier,
             at=now,
         )
-        _audit(
+        note(
             connection,
             context,
             owner=made.organization_id,
@@ -206,7 +205,7 @@ def key_add(
             expires_at=None,
             at=now,
         )
-        _audit(connection, context, owner=owner, action="key.add", thing=made.id, scopes=sorted(wanted))
+        note(connection, context, owner=owner, action="key.add", thing=made.id, scopes=sorted(wanted))
         return {"id": made.id, "organization": owner, "inbox": mailbox.id if mailbox else None}
 
     made = context.store.database.write(unit)
@@ -233,7 +232,7 @@ def grant_add(context: Context, *, address: str, inbox: str = "", key: str = "")
             api_key_id=key or None,
             at=now,
         )
-        _audit(
+        note(
             connection,
             context,
             owner=made.organization_id,
@@ -264,7 +263,7 @@ def grant_remove(context: Context, *, id: str, organization: str = "") -> dict[s
     def unit(connection: Connection) -> None:
         owner = _organization(connection, organization, now)
         grants.remove(connection, organization_id=owner.id, grant_id=id)
-        _audit(connection, context, owner=owner.id, action="grant.remove", thing=id)
+        note(connection, context, owner=owner.id, action="grant.remove", thing=id)
 
     context.store.database.write(unit)
     return {"id": id}
@@ -396,17 +395,3 @@ def _inbox(connection: Connection, address: str) -> Mailbox:
     if found is None:
         raise OperationFailed("no_such_inbox", f"{address}: there is no such inbox")
     return found
-
-
-def _audit(
-    connection: Connection, context: Context, *, owner: str, action: str, thing: str, **detail: object
-) -> None:
-    audit.append(
-        connection,
-        organization_id=owner,
-        actor=context.actor,
-        action=action,
-        object=thing,
-        detail=json.dumps(detail, sort_keys=True),
-        at=context.clock.now(),
-    )

@@ -107,7 +107,7 @@ def policy_resume(context: Context, *, subject: str) -> dict[str, Any]:
         kind = "organization.resumed" if subject == owner else "login.resumed"
         data = {"subject": subject, "rule": lifted.rule, "actor": context.actor}
         events.append(connection, [Event(ids.new("evt"), kind, now, owner, data=data)])
-        _audit(connection, context, owner=owner, action="policy.resume", thing=subject)
+        note(connection, context, owner=owner, action="policy.resume", thing=subject)
         return owner
 
     return {"subject": subject, "organization": context.store.database.write(unit)}
@@ -124,7 +124,7 @@ def policy_list_add(context: Context, *, name: str, entries: list[str]) -> dict[
 
     def unit(connection: Connection) -> None:
         sending.add_entries(connection, name=name, entries=wanted, at=context.clock.now())
-        _audit(connection, context, owner=None, action="policy.list_add", thing=name, entries=wanted)
+        note(connection, context, owner=None, action="policy.list_add", thing=name, entries=wanted)
 
     context.store.database.write(unit)
     return {"list": name, "added": len(wanted)}
@@ -136,7 +136,7 @@ def policy_list_remove(context: Context, *, name: str, entries: list[str]) -> di
 
     def unit(connection: Connection) -> int:
         removed = sending.remove_entries(connection, name=name, entries=wanted)
-        _audit(connection, context, owner=None, action="policy.list_remove", thing=name, entries=wanted)
+        note(connection, context, owner=None, action="policy.list_remove", thing=name, entries=wanted)
         return removed
 
     return {"list": name, "removed": context.store.database.write(unit)}
@@ -161,7 +161,7 @@ def _act(context: Context, id: str, act: Callable[..., queue_acts.Acted], action
         acted = act(connection, selection=chosen, actor=context.actor, at=context.clock.now())
         if not acted.changed:
             raise Missing(f"{id}: nothing of this id waits for it")
-        _audit(connection, context, owner=None, action=action, thing=id)
+        note(connection, context, owner=None, action=action, thing=id)
         return acted
 
     acted = context.store.database.write(unit)
@@ -170,9 +170,10 @@ def _act(context: Context, id: str, act: Callable[..., queue_acts.Acted], action
     return {"deliveries": list(acted.changed)}
 
 
-def _audit(
+def note(
     connection: Connection, context: Context, *, owner: str | None, action: str, thing: str, **detail: object
 ) -> None:
+    """Write an act of the command line into the audit log, in the act's own unit."""
     audit.append(
         connection,
         organization_id=owner,

@@ -156,10 +156,7 @@ class Rulebook:
 
     def is_listed(self, name: str, value: str) -> bool:
         """Return whether a value is in a list; LookupError where the list has no entries to hand."""
-        found = self._lists.get(name)
-        if found is None:
-            raise LookupError(f"the list {name} is not to hand")
-        return found.has(value)
+        return lists.is_listed(self._lists, name, value)
 
     def spend(self, rule: Rule, value: str) -> bool:
         """Count one event for a limit and a value of its fact; return whether it is still within."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from policies.engine import Known, judge
 from policies.explain import why
 from policies.facts import FACTS
+from policies.lists import Listed
 from server import evidence
 from server.evidence import Case, Facts
 from server.login import Identity
@@ -43,21 +44,14 @@ CACHE_LIMIT = 10_000
 SECOND = 1_000_000
 
 
-class Book:
+class Book(Listed):
     """A rule set with its lists, and limits counted by the time of what is tried."""
 
     def __init__(self, rules: RuleSet, entries: Mapping[str, Entries]) -> None:
+        super().__init__(entries)
         self.rules = rules
         self.now = 0.0
-        self._entries = entries
         self._spent: dict[tuple[str, str], Spent] = {}
-
-    def is_listed(self, name: str, value: str) -> bool:
-        """Return whether a value is in a list; LookupError where it is not to hand."""
-        found = self._entries.get(name)
-        if found is None:
-            raise LookupError(f"the list {name} is not to hand")
-        return found.has(value)
 
     def spend(self, rule: Rule, value: str) -> bool:
         """Count one event for a limit."""

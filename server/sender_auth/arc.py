@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import dkim
+from authres import AuthenticationResultsHeader, AuthResError
 from dkim.util import InvalidTagValueList, parse_tag_value
 
 from server.mail.header import HeaderField
@@ -29,8 +30,7 @@ from storage.records import Verdict
 NAMES = frozenset({b"arc-authentication-results", b"arc-message-signature", b"arc-seal"})
 MAX_FIELDS = 150  # RFC 8617 4.2.1: 50 sets of three
 MAX_KEYS = 16
-# RFC 8617 4.1.1: in the results that a sealer recorded, what vouches for the author's domain.
-_VOUCHES = re.compile(rb"(?:^|;)\s*dmarc\s*=\s*pass\b", re.IGNORECASE)
+MAX_RECORD_OCTETS = 8192  # of a believed sealer's results
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +54,23 @@ def read_chain(fields: Sequence[HeaderField]) -> Chain | None:
 
 
 def _key_names(fields: Sequence[HeaderField]) -> Iterator[str]:
+    """Yield where the keys of every seal and of the newest message signature lie."""
+    signatures: dict[int, str] = {}
     for field in fields:
-        if field.name.lower() == b"arc-authentication-results":
+        kind = field.name.lower()
+        if kind == b"arc-authentication-results":
             continue
         try:
             tags = parse_tag_value(value_of(field.raw))
-            yield f"{tags[b's'].decode('ascii')}._domainkey.{tags[b'd'].decode('ascii')}".lower()
+            name = f"{tags[b's'].decode('ascii')}._domainkey.{tags[b'd'].decode('ascii')}".lower()
+            if kind == b"arc-seal":
+                yield name
+            else:
+                signatures[int(tags[b"i"])] = name
         except (InvalidTagValueList, KeyError, ValueError):
             continue  # the verification says what is wrong with it
+    if signatures:
+        yield signatures[max(signatures)]
 
 
 def verify(
@@ -71,13 +80,15 @@ def verify(
     chain: Chain,
     keys: Mapping[str, Key],
     *,
+    authors: Collection[str] = (),
     believed: Collection[str] = (),
 ) -> Verdict:
     """Return the verdict on a message's chain: 'pass' or 'fail'.
 
-    fields, header_octets: of the content's header. keys: by name. believed: domains (lower-case)
-    of sealers whose records count; where the newest seal is theirs and says dmarc=pass, the
-    property policy.believed is 'dmarc'. OSError where a file of content can't be read.
+    fields, header_octets: of the content's header. keys: by name. authors: the From field's
+    domains. believed: domains of sealers whose records count; where the newest seal is theirs and
+    says that DMARC passed for the one author, the property policy.believed is 'dmarc'. All domains
+    are lower-case A-labels. OSError where a file of content can't be read.
     """
     fault = chain.fault
     if any(keys.get(name, Key(failure="temperror")).failure == "temperror" for name in chain.key_names):
@@ -88,9 +99,31 @@ def verify(
     newest = sets[0] if sets else {}
     sealer = newest.get("as-domain", b"").decode("ascii", "replace").lower()
     properties = {"policy.sealer": sealer} if sealer else {}
-    if result == "pass" and sealer in believed and _VOUCHES.search(newest["aar-value"]):
+    if result == "pass" and sealer in believed and _recorded_authors(newest["aar-value"]) == set(authors):
         properties["policy.believed"] = "dmarc"
     return Verdict("arc", result, sealer, "" if result == "pass" else reason, properties)
+
+
+def _recorded_authors(record: bytes) -> set[str] | None:
+    """Return the author domains that a sealer's results (RFC 8617 4.1.1) say DMARC passed for.
+
+    None where they say so of none. Read by their grammar (RFC 8601 2.2): a comment or a quoted
+    string may be a stranger's words.
+    """
+    if len(record) > MAX_RECORD_OCTETS:
+        return None
+    try:
+        parsed = AuthenticationResultsHeader.parse_value(record.decode("ascii").partition(";")[2].strip())
+    except (AuthResError, ValueError, RecursionError):
+        return None
+    passed = {
+        str(one.value).lower()
+        for result in parsed.results
+        if result.method == "dmarc" and result.result == "pass"
+        for one in result.properties
+        if (one.type, one.name) == ("header", "from")
+    }
+    return passed or None
 
 
 def _run(

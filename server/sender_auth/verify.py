@@ -165,6 +165,7 @@ class Verifier:
             letter.header_octets,
             chain,
             keys,
+            authors=letter.authors.domains,
             believed=self._believed_sealers,
         )
         [verdict] = await until(last, [computing])

@@ -388,6 +388,9 @@ class Session(SMTP):
         except Refusal as refusal:
             self.refuse(refusal)
             return None
+        except Exception:  # noqa: BLE001  # the top of a session: logged there
+            self._broke()
+            return None
         return _resume(step, waits_for)
 
     def _refuse_line(self, line: bytes, refusal: Refusal) -> None:

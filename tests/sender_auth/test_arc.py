@@ -8,7 +8,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from server.sender_auth.arc import MAX_FIELDS
+from server.mail.header import HeaderField
+from server.sender_auth.arc import MAX_FIELDS, read_chain
 from server.sender_auth.results import field
 from server.sender_auth.verify import Verifier
 from storage.records import Envelope, Peer, Verdict
@@ -121,3 +122,39 @@ def test_hostile_fields_fail_without_a_look_beyond_the_limits(fields: bytes) -> 
     found = verdict(fields + LETTER)
     assert found is not None
     assert found.result == "fail"
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"dmarc=pass header.from=other.example",
+        b"dmarc=pass",
+        b'spf=none reason="x; dmarc=pass header.from=author.example" smtp.mailfrom=x',
+    ],
+)
+def test_believed_sealer_vouches_for_this_author_and_in_its_own_words_alone(record: bytes) -> None:
+    letter = LETTER.replace(b"dmarc=pass header.from=author.example", record)
+    assert letter != LETTER
+    found = verdict(sealed(letter), believed=("list.example",))
+    assert found is not None
+    assert found.result == "pass"
+    assert "policy.believed" not in found.properties
+
+
+def test_keys_are_asked_for_of_every_seal_and_of_the_newest_message_signature() -> None:
+    fields = [
+        HeaderField(name, name + b": " + value + b"\r\n", value)
+        for name, value in (
+            (b"ARC-Seal", b"i=2; d=b.example; s=seal"),
+            (b"ARC-Message-Signature", b"i=2; d=b.example; s=new"),
+            (b"ARC-Seal", b"i=1; d=a.example; s=seal"),
+            (b"ARC-Message-Signature", b"i=1; d=a.example; s=old"),
+        )
+    ]
+    chain = read_chain(fields)
+    assert chain is not None
+    assert chain.key_names == {
+        "seal._domainkey.a.example",
+        "seal._domainkey.b.example",
+        "new._domainkey.b.example",
+    }

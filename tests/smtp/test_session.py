@@ -229,6 +229,21 @@ def test_refusal_of_intake_is_answered_and_the_session_goes_on(step):
     uvloop.run(scenario())
 
 
+def test_failure_before_the_greeting_is_451_and_no_traceback_of_the_loop():
+    async def scenario():
+        faults: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: faults.append(context))
+        async with running() as rig:
+            rig.intake.refusals["connected"] = RuntimeError("/secret/path")
+            reader, writer = await asyncio.open_connection("127.0.0.1", rig.mx)
+            async with asyncio.timeout(10):
+                assert await reader.readline() == b"451 4.3.0 Local error, try again later\r\n"
+            writer.close()
+        assert faults == []
+
+    uvloop.run(scenario())
+
+
 @pytest.mark.parametrize("step", ["connected", "helo", "sender", "recipient", "accept"])
 def test_failure_of_intake_is_451_and_the_session_goes_on(step):
     async def scenario():
