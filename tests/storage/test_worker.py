@@ -17,6 +17,7 @@ from storage.maildir import Maildir
 from storage.ownership import lock
 from storage.placing import Placing
 from storage.records import Rendered
+from storage.rendition import Render
 from storage.spool import Spool
 from storage.worker import Worker, WorkerFailed
 from tests.storage.samples import (
@@ -35,11 +36,6 @@ from tests.storage.samples import (
 )
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(params=["sqlite"])
-def dialect(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 @pytest.fixture
@@ -81,17 +77,21 @@ def kinds() -> list:
 
 
 def spy(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Counts batches that the worker did."""
+    """Counts batches that the worker was asked to do, and those it committed."""
     counts: Counter[str] = Counter()
-    plain = Worker.do
+    place, commit = Worker.place, Worker.commit
 
-    def do(self, items, locations):
+    def asked(self, items, locations):
         counts["asked"] += 1
-        done = plain(self, items, locations)
-        counts["done"] += 1
-        return done
+        place(self, items, locations)
 
-    monkeypatch.setattr(Worker, "do", do)
+    def done(self, at):
+        answer = commit(self, at)
+        counts["done"] += 1
+        return answer
+
+    monkeypatch.setattr(Worker, "place", asked)
+    monkeypatch.setattr(Worker, "commit", done)
     return counts
 
 
@@ -118,22 +118,23 @@ def test_worker_does_what_apply_would(
         assert len(list((directory / "aside").iterdir())) == 1
 
 
+@pytest.mark.parametrize("step", ["place", "commit"])
 def test_worker_that_is_killed_is_replaced_and_nothing_is_lost_or_doubled(
-    directory: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+    directory: Path, database_url: str, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    plain = Worker.do
+    plain = getattr(Worker, step)
     killed = []
 
-    def do(self, items, locations):
+    def kill_first(self, *arguments):
         if len(killed) < 2:
             if self._process is None:
                 self._start()
             killed.append(self._process.pid)
             os.kill(self._process.pid, signal.SIGKILL)
             self._process.wait()
-        return plain(self, items, locations)
+        return plain(self, *arguments)
 
-    monkeypatch.setattr(Worker, "do", do)
+    monkeypatch.setattr(Worker, step, kill_first)
     with opened(directory, database_url) as store:
         fill(store.database)
         items = [record() for _ in range(60)]
@@ -146,21 +147,54 @@ def test_worker_that_is_killed_is_replaced_and_nothing_is_lost_or_doubled(
         assert len(rows(store.database, schema.entries)) == 60
 
 
-def test_batch_the_worker_did_in_part_is_done_again_by_name(
-    directory: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step", ["place", "commit"])
+def test_batch_whose_answer_was_lost_is_not_done_twice(
+    directory: Path, database_url: str, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    plain = Worker.do
+    plain = getattr(Worker, step)
 
-    def do(self, items, locations):
-        plain(self, items, locations)
+    def lose(self, *arguments):
+        plain(self, *arguments)
         raise WorkerFailed("after the work")
 
-    monkeypatch.setattr(Worker, "do", do)
+    monkeypatch.setattr(Worker, step, lose)
     with opened(directory, database_url) as store:
         fill(store.database)
         items = [record() for _ in range(20)]
-        batch(store, items)
+        promises = batch(store, items)
         assert len(mail_files(directory)) == len(rows(store.database, schema.entries)) == 20
+        found = {row.message_id: row.uid for row in rows(store.database, schema.entries)}
+        assert [promise.placed[0].uid for promise in promises] == [found[item.message_id] for item in items]
+
+
+def test_folder_that_changed_meanwhile_sends_the_batch_back(directory: Path, database_url: str) -> None:
+    with opened(directory, database_url) as store:
+        fill(store.database)
+        batch(store, [record(local=(local("inb_2", folder="Work/2026"),)) for _ in range(10)])
+        change = schema.folders.update().where(schema.folders.c.name == "Work/2026").values(name="Old")
+        store.database.write(lambda connection: connection.execute(change).rowcount)
+        os.rename(directory / "mail/inb_2/.Work.2026", directory / "mail/inb_2/.Old")
+        batch(store, [record(local=(local("inb_2", folder="Work/2026"),)) for _ in range(10)])
+        names = mail_files(directory, "inb_2")
+        assert sorted(name.split("/")[0] for name in names) == [".Old"] * 10 + ["new"] * 10
+
+
+def test_news_of_a_batch_are_heard(directory: Path, database_url: str) -> None:
+    heard: list = []
+    with opened(directory, database_url) as store:
+        fill(store.database)
+        store.database.listen(heard.extend)
+        batch(store, [record() for _ in range(10)])
+        modseq = max(row.highestmodseq for row in rows(store.database, schema.folders))
+        assert max(notice.position for notice in heard if notice.topic == "folder") == modseq
+        assert any(notice.topic == "events" for notice in heard)
+
+
+def test_password_of_the_database_is_not_among_the_arguments(directory: Path, database_url: str) -> None:
+    with opened(directory, database_url) as store:
+        store._applier._worker._start()
+        arguments = Path(f"/proc/{store._applier._worker._process.pid}/cmdline").read_bytes()
+        assert b"sqlite" not in arguments and b"postgresql" not in arguments
 
 
 def test_worker_that_always_fails_is_left_alone(
@@ -185,8 +219,13 @@ def test_function_that_no_other_process_can_import_is_rendered_here(tmp_path: Pa
     placing = Placing(
         maildir=Maildir(tmp_path), spool=spool, outbox=tmp_path, aside=tmp_path, instance="x" * 8, files=os
     )
-    assert not Worker(placing=placing, render=inner, keep_open=()).is_usable()
-    assert Worker(placing=placing, render=rendition.plain, keep_open=()).is_usable()
+
+    def usable(render: Render) -> bool:
+        made = Worker(placing=placing, render=render, database="sqlite:////x", origin="x", keep_open=())
+        return made.is_usable()
+
+    assert not usable(inner)
+    assert usable(rendition.plain)
 
 
 OWNER = """
