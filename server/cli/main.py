@@ -8,6 +8,7 @@ the store when no daemon runs. `--json` prints one JSON value and nothing else.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +18,7 @@ import typer
 from server.cli import output, policy
 from server.cli.options import (
     EXIT_CONFIGURATION,
+    EXIT_REFUSED,
     EXIT_UNREACHABLE,
     ConfigOption,
     JsonOption,
@@ -24,6 +26,8 @@ from server.cli.options import (
     perform,
     show,
 )
+
+VERSION = "0.1.0"  # a test holds it to pyproject.toml
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 domain_app = typer.Typer(no_args_is_help=True, help="Domains and their DNS records.")
@@ -44,6 +48,21 @@ for name, group in {
     "config": config_app,
 }.items():
     app.add_typer(group, name=name)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"mailagents {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Say which this is.")
+    ] = False,
+) -> None:
+    """A mail server appliance for transactional mail and programmatic inboxes."""
 
 
 @app.command()
@@ -260,4 +279,9 @@ def config_defaults() -> None:
 
 def main() -> None:
     """Run the command line."""
-    app(prog_name="mailagents")
+    try:
+        app(prog_name="mailagents")
+    except BrokenPipeError:
+        # Whoever read the output has enough; the interpreter's own flush at the end must not fail on it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_REFUSED)
