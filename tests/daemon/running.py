@@ -79,6 +79,12 @@ def until(check: Callable[[], T | None], what: str, *, seconds: float = PATIENCE
         time.sleep(0.02)
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and not yet lost."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
+
 def run_cli(*arguments: object, **more: Any) -> subprocess.CompletedProcess[str]:
     """Run the command line to its end."""
     command = [sys.executable, "-m", "server", *map(str, arguments)]

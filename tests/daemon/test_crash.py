@@ -11,7 +11,7 @@ import pytest
 
 from tests.daemon.letters import DOMAIN
 from tests.daemon.partner import serving
-from tests.daemon.running import Daemon, Inbox, until
+from tests.daemon.running import Daemon, Inbox, children, until
 from tests.daemon.storm import Storm, strike
 
 
@@ -161,7 +161,7 @@ def test_the_death_of_the_writing_process_is_not_noticed_outside(template: Path,
         for _ in range(2):
             goal = storm.count + 100
             found = until(
-                lambda goal=goal: storm.count >= goal and _children(daemon.pid), "no writing process"
+                lambda goal=goal: storm.count >= goal and children(daemon.pid), "no writing process"
             )
             for pid in found:
                 os.kill(pid, signal.SIGKILL)
@@ -171,8 +171,3 @@ def test_the_death_of_the_writing_process_is_not_noticed_outside(template: Path,
         for inbox in (daemon.alice, daemon.bob):
             check_inbox(daemon, storm, inbox)
         check_residue(daemon)
-
-
-def _children(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
