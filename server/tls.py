@@ -141,8 +141,12 @@ class _Pair:
 
 
 def _files_in(directory: Path) -> tuple[Path, Path]:
+    try:
+        there = {path.name for path in directory.iterdir()}
+    except OSError as error:
+        raise CertificateError(f"{directory}: {error.strerror}") from None
     for certificate, key in FILE_NAMES:
-        if (directory / certificate).exists() and (directory / key).exists():
+        if certificate in there and key in there:
             return directory / certificate, directory / key
     wanted = " or ".join(" with ".join(names) for names in FILE_NAMES)
     raise CertificateError(f"{directory}: there is no {wanted}")

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 HEADER_OCTETS = 64 * 1024
 HEADER_SECONDS = 20.0
+HANDSHAKE_SECONDS = 30.0
 LINGER_SECONDS = 5.0
 KEEP_ALIVE_SECONDS = 30
 _TOO_LARGE = (
@@ -132,7 +133,8 @@ class Connection(HttpToolsProtocol):
 class HttpListener:
     """Serves one application on any number of sockets, with TLS where the listener says so.
 
-    tls_context: returns the context for handshakes that begin now.
+    tls_context: returns the context for handshakes that begin now; the listeners' first one goes on to
+    choose the present certificate (server.tls).
     """
 
     def __init__(
@@ -175,9 +177,11 @@ class HttpListener:
             if listen.proxy:
                 self._listeners.append(ProxyListener(made, self._proxies, self._connector(listen)))
                 continue
-            context = self._tls_context() if listen.kind is ListenKind.TLS else None
+            tls: dict[str, Any] = {}
+            if listen.kind is ListenKind.TLS:
+                tls = {"ssl": self._tls_context(), "ssl_handshake_timeout": HANDSHAKE_SECONDS}
             create: Any = loop.create_unix_server if listen.kind is ListenKind.UNIX else loop.create_server
-            self._listeners.append(await create(self._connection, sock=made, ssl=context, backlog=BACKLOG))
+            self._listeners.append(await create(self._connection, sock=made, backlog=BACKLOG, **tls))
         self._ticking = asyncio.create_task(self._tick(), name="http dates")
 
     def _connector(self, listen: Listen) -> Connect:

@@ -146,6 +146,8 @@ async def _take_mail(session: Session, command: grammar.Mail) -> None:
 
 def _count_refused(session: Session, refusal: Refusal) -> None:
     """Count a refused sender or recipient; raises Refusal 421 at one too many."""
+    if lmtp.is_vouched(session):
+        return  # a host of this house harvests nothing
     session.refused_recipients += 1
     if session.refused_recipients >= session.server.settings.max_refused_recipients:
         raise Refusal(421, "4.7.0", "Too many refused recipients", refusal.cause) from None

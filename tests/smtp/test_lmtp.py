@@ -217,6 +217,17 @@ def test_connections_of_hosts_are_not_limited_by_address():
     uvloop.run(scenario())
 
 
+def test_refused_recipients_of_a_host_do_not_end_its_connection():
+    async def scenario():
+        async with running(SmtpSettings(max_refused_recipients=3)) as rig:
+            rig.intake.refusals["recipient"] = GONE
+            async with connected(rig.lmtp, hello="LHLO") as client:
+                answers = await client.ask_all(THREE[0], *[THREE[1]] * 10)
+                assert [answer[:3] for answer in answers] == ["250"] + ["550"] * 10
+
+    uvloop.run(scenario())
+
+
 def test_a_client_that_a_proxy_names_is_judged_as_one():
     async def scenario():
         async with running(proxies=Proxies(["127.0.0.0/8"])) as rig:
