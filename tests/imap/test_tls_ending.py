@@ -76,3 +76,29 @@ def test_nothing_is_read_after_the_end_of_tls(appliance: Appliance, inbox: Inbox
     assert client.ok("STATUS INBOX (MESSAGES)")[0].endswith(b"(MESSAGES 0)")
     listed = b"|".join(client.command('LIST "" *')[0])
     assert b" ha" not in listed and b"xxx" not in listed
+
+
+@pytest.mark.parametrize("door", ["plain", "tls"])
+@pytest.mark.parametrize("endless", ["hello", "records", "plain"])
+def test_an_endless_handshake_is_cut_off_early(appliance: Appliance, door: str, endless: str):
+    raw = (
+        connected(appliance)
+        if door == "plain"
+        else socket.create_connection(("127.0.0.1", appliance.tls_port), timeout=10)
+    )
+    first = b"\x01\xff\xff\xff\x03\x03" + b"\0" * (0x4000 - 6)
+    with raw:
+        sent = 0
+        try:
+            while sent < 64 << 20:
+                if endless == "plain":
+                    sent += raw.send(b"x" * 0x4000)
+                else:
+                    body = first if endless == "hello" and not sent else b"\0" * 0x4000
+                    raw.sendall(b"\x16\x03\x01\x40\x00" + body)
+                    sent += 0x4005
+        except OSError:
+            pass
+        # What the kernel's buffers take is not the server's.
+        assert sent < 32 << 20
+    Wire(appliance).ok("NOOP")
