@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import ssl
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from storage.files import put
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 # How certbot and dehydrated name a chain and its key, and how this project does.
 FILE_NAMES = (("fullchain.pem", "privkey.pem"), ("certificate.pem", "key.pem"))
+TICKET_KEY_SECONDS = 24 * 3600
 DOMAINS_LIMIT = 2000  # certificates: 20 KiB of memory and a millisecond each
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
@@ -53,13 +55,29 @@ class ServerTls:
         self._minimum = _VERSIONS[minimum_version]
         self._domains_directory = domains_directory
         self._default = self._load(certificate_file, key_file)
+        self._tickets_until = time.monotonic() + TICKET_KEY_SECONDS
         self._domains: dict[Path, _Pair] = {}
         self._names: dict[str, ssl.SSLContext] = {}
         self.problems = self._load_domains()
 
     def context(self) -> ssl.SSLContext:
         """Return the context for a connection that begins now."""
+        if time.monotonic() >= self._tickets_until:
+            self._change_ticket_keys()
         return self._default.context
+
+    def _change_ticket_keys(self) -> None:
+        """Begin with new keys of session tickets (RFC 9325 3.4), which belong to the default context.
+
+        A certificate that has changed on disk waits for `reload` nevertheless.
+        """
+        self._tickets_until = time.monotonic() + TICKET_KEY_SECONDS
+        pair = self._default
+        try:
+            if pair.mark == _mark(pair.certificate_file, pair.key_file):
+                self._default = self._load(pair.certificate_file, pair.key_file)
+        except CertificateError:
+            return  # `reload` will say so
 
     def reload(self) -> tuple[str, ...]:
         """Read changed files again; returns what is wrong, each with its file: there the old stays in use."""

@@ -214,6 +214,29 @@ def test_the_oldest_version_is_as_set(place, minimum, spoken):
     assert bool(faults) is not spoken
 
 
+def test_keys_of_session_tickets_are_changed_each_day(place, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr("server.tls.time.monotonic", lambda: now)
+    tls = load(place)
+    first = tls.context()
+    now += 24 * 3600 - 1
+    assert tls.context() is first
+    now += 1
+    second = tls.context()
+    assert second is not first
+    assert second is tls.context()
+    assert subject(first, "a.example") == subject(second, "a.example") == "a.example"
+    for name in ("certificate.pem", "key.pem"):
+        (place / "default" / name).unlink()
+    now += 24 * 3600
+    assert tls.context() is second
+    make_self_signed(place / "default", names=["new.example.org"])
+    now += 24 * 3600
+    assert subject(tls.context(), None) == "mail.example.org", "what has changed waits for a reload"
+    assert tls.reload() == ()
+    assert subject(tls.context(), None) == "new.example.org"
+
+
 def test_a_unix_socket_has_the_mode_and_group_that_were_asked_for(tmp_path):
     path = tmp_path / "lmtp"
     group = os.getgid()
