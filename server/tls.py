@@ -40,8 +40,8 @@ class ServerTls:
 
     domains_directory: holds a directory for each further certificate, whose own names
     say what it is for. `reload` reads anew what has changed; a connection keeps the
-    certificate that it began with, new ones get the present one, whatever context their
-    listener was given.
+    certificate that it began with, new ones get the present one, even by a context that
+    was taken before.
     """
 
     def __init__(

@@ -133,8 +133,7 @@ class Connection(HttpToolsProtocol):
 class HttpListener:
     """Serves one application on any number of sockets, with TLS where the listener says so.
 
-    tls_context: returns the context for handshakes that begin now; the listeners' first one goes on to
-    choose the present certificate (server.tls).
+    tls_context: returns the context for handshakes that begin now.
     """
 
     def __init__(
@@ -174,22 +173,22 @@ class HttpListener:
         await self._server.startup(sockets=[])
         loop = asyncio.get_running_loop()
         for listen, made in bound:
-            if listen.proxy:
-                self._listeners.append(ProxyListener(made, self._proxies, self._connector(listen)))
+            if listen.proxy or listen.kind is ListenKind.TLS:
+                connect = self._connector(listen)
+                self._listeners.append(ProxyListener(made, self._proxies, connect, has_header=listen.proxy))
                 continue
-            tls: dict[str, Any] = {}
-            if listen.kind is ListenKind.TLS:
-                tls = {"ssl": self._tls_context(), "ssl_handshake_timeout": HANDSHAKE_SECONDS}
             create: Any = loop.create_unix_server if listen.kind is ListenKind.UNIX else loop.create_server
-            self._listeners.append(await create(self._connection, sock=made, backlog=BACKLOG, **tls))
+            self._listeners.append(await create(self._connection, sock=made, backlog=BACKLOG))
         self._ticking = asyncio.create_task(self._tick(), name="http dates")
 
     def _connector(self, listen: Listen) -> Connect:
         async def connect(accepted: socket.socket, origin: Origin | None) -> None:
+            is_tls = listen.kind is ListenKind.TLS
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: self._connection(origin),
                 accepted,
-                ssl=self._tls_context() if listen.kind is ListenKind.TLS else None,
+                ssl=self._tls_context() if is_tls else None,
+                ssl_handshake_timeout=HANDSHAKE_SECONDS if is_tls else None,
             )
 
         return connect
