@@ -51,7 +51,8 @@ class ProxyListener:
     """Accepts on one bound socket and hands over connections whose header was read.
 
     has_header: False where clients come by themselves, and what connects them takes long:
-    a TLS handshake, with the context of its moment.
+    a TLS handshake, with the context of its moment. pending_limit, pending_per_network:
+    connections that owe their header or handshake, in all and by clients that come by themselves.
     """
 
     def __init__(
@@ -62,7 +63,11 @@ class ProxyListener:
         *,
         has_header: bool = True,
         header_seconds: float = HEADER_SECONDS,
+        pending_limit: int = PENDING_LIMIT,
+        pending_per_network: int = PENDING_PER_NETWORK,
     ) -> None:
+        self._pending_limit = pending_limit
+        self._pending_per_network = pending_per_network
         self._has_header = has_header
         self._pending: Counter[str] = Counter()  # by network
         self._bound = bound
@@ -94,7 +99,7 @@ class ProxyListener:
                     log.warning("connection not accepted", error=str(error))
                     await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
                     continue
-                if not self._is_welcome(accepted) or len(self._tasks) > PENDING_LIMIT:
+                if not self._is_welcome(accepted) or len(self._tasks) > self._pending_limit:
                     log.info("connection refused: its source is no proxy, or too many are waiting")
                     accepted.close()
                     continue
@@ -106,7 +111,7 @@ class ProxyListener:
     def _is_welcome(self, accepted: socket.socket) -> bool:
         if self._has_header:
             return accepted in self._proxies
-        return self._pending[_network(accepted)] < PENDING_PER_NETWORK
+        return self._pending[_network(accepted)] < self._pending_per_network
 
     async def _take(self, accepted: socket.socket) -> None:
         network = _network(accepted)
