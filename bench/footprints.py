@@ -3,8 +3,10 @@
 import argparse
 import asyncio
 import socket
+import ssl
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -16,20 +18,29 @@ BODIES = 100
 BODY_OCTETS = 50_000_000
 BODY_BLOCK = (b"x" * 76 + b"\r\n") * 3300
 APPLIED_SECONDS = 600
-GOALS = {"start": 2.0, "idle-daemon": 120.0, "idle-smtp": 30.0, "bodies-100x50m": 400.0}
+GOALS = {
+    "start": 2.0,
+    "idle-daemon": 120.0,
+    "idle-smtp": 30.0,
+    "idle-smtp-tls": 40.0,
+    "bodies-100x50m": 400.0,
+}
 
 
 def main() -> int:
     """Run the bench; 0 when every cell is within its limit."""
     parser = argparse.ArgumentParser(prog="bench/footprint", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one start instead of five")
-    parser.add_argument("--cell", choices=("bodies-100x50m",), help="that cell alone; it writes 10 GB")
+    alone = ("bodies-100x50m", "idle-smtp-tls")
+    parser.add_argument("--cell", choices=alone, help="that cell alone; bodies-100x50m writes 10 GB")
     parser.add_argument("--json", action="store_true", help="one JSON object and nothing else")
     options = parser.parse_args()
-    if options.cell:
+    if options.cell == "bodies-100x50m":
         return _show([measure_bodies()], "the machine's own", as_json=options.json)
     with disk.workplace() as (place, described):
         daemon = Appliance(place / "mailagents", port=2600)
+        if options.cell:
+            return _show([measure_tls(daemon)], described, as_json=options.json)
         starts = []
         for _ in range(1 if options.quick else 5):
             starts.append(daemon.start())
@@ -40,10 +51,12 @@ def main() -> int:
             per_connection = idle_connection_octets(daemon)
         finally:
             daemon.stop()
+        secured = measure_tls(daemon)
     cells = [
         _cell("start", median(starts), "s to the first greeting"),
         _cell("idle-daemon", idle / (1 << 20), "MiB resident, all roles"),
         _cell("idle-smtp", per_connection / 1024, f"KiB a connection, {CONNECTIONS} idle"),
+        secured,
     ]
     return _show(cells, described, as_json=options.json)
 
@@ -118,10 +131,23 @@ def _wait_placed(new: Path, count: int) -> None:
         time.sleep(0.2)
 
 
-def idle_connection_octets(daemon: Appliance) -> float:
+def measure_tls(daemon: Appliance) -> report.Cell:
+    """Measure idle connections under STARTTLS on a daemon of their own."""
+    daemon.start()
+    try:
+        octets = idle_connection_octets(daemon, _secured)
+    finally:
+        daemon.stop()
+    return _cell("idle-smtp-tls", octets / 1024, f"KiB a connection under STARTTLS, {CONNECTIONS} idle")
+
+
+def idle_connection_octets(daemon: Appliance, opened: Callable[[int], socket.socket] | None = None) -> float:
     """Open connections that greet and wait; returns the memory each costs, all being served after."""
+    opened = opened or _greeted
+    for _ in range(10):
+        opened(daemon.port).close()  # what the first ones load is no cost of a connection
     before = daemon.rss_octets()
-    connections = [_greeted(daemon.port) for _ in range(CONNECTIONS)]
+    connections = [opened(daemon.port) for _ in range(CONNECTIONS)]
     cost = (daemon.rss_octets() - before) / CONNECTIONS
     for connection in connections:
         connection.sendall(b"NOOP\r\n")
@@ -142,6 +168,22 @@ def _greeted(port: int) -> socket.socket:
     while b"250 " not in received:
         received += connection.recv(4096)
     return connection
+
+
+def _secured(port: int) -> socket.socket:
+    connection = _greeted(port)
+    connection.sendall(b"STARTTLS\r\n")
+    if not connection.recv(512).startswith(b"220"):
+        raise RuntimeError("no STARTTLS")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    secured = context.wrap_socket(connection)
+    secured.sendall(b"EHLO idle.test\r\n")
+    received = b""
+    while b"250 " not in received:
+        received += secured.recv(4096)
+    return secured
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ from storage.mirror import Mirroring
 from storage.store import Store
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from server.intake import Intake
     from server.login import Login
     from server.routing import Routing
@@ -118,10 +120,8 @@ class Appliance:
             self._rulebook.reload()
         except (PolicyError, OSError) as error:
             log.error("policies not reloaded", problem=str(error))
-        try:
-            self._tls.reload()
-        except CertificateError as error:
-            log.error("certificate not reloaded", problem=str(error))
+        for problem in self._tls.reload():
+            log.error("certificate not reloaded", problem=problem)
         notify.ready("serving " + ", ".join(self.settings.server.roles))
         log.info("reloaded")
 
@@ -132,10 +132,23 @@ class Appliance:
                 files = (locate_secret(tls.certificate_file), locate_secret(tls.key_file))
             except LookupError as error:
                 raise CertificateError(f"tls.certificate_file, tls.key_file: {error}") from None
-            return ServerTls(*files)
+            return self._server_tls(*files)
         names = [self.settings.server.hostname, "localhost", "127.0.0.1"]
         directory = self.settings.server.data_directory / "tls"
-        return ServerTls(*make_self_signed(directory, names=list(dict.fromkeys(names))))
+        return self._server_tls(*make_self_signed(directory, names=list(dict.fromkeys(names))))
+
+    def _server_tls(self, certificate_file: Path, key_file: Path) -> ServerTls:
+        tls = self.settings.tls
+        made = ServerTls(
+            certificate_file,
+            key_file,
+            domains_directory=tls.domains,
+            minimum_version=tls.minimum_version,
+        )
+        for problem in made.problems:
+            # One domain's fault is no reason to serve none.
+            log.error("certificate not loaded", problem=problem)
+        return made
 
     def _build(self, store: Store) -> None:
         """Make the parts; those made first are started first and stopped last."""
@@ -280,6 +293,8 @@ class Appliance:
                 max_received=smtp.max_received,
                 max_hold_seconds=smtp.max_hold_seconds,
                 mend_line_ends_of=smtp.mend_line_ends_of,
+                lmtp_networks=smtp.lmtp_networks,
+                xclient_networks=smtp.xclient_networks,
                 spool_threshold_octets=self.settings.store.spool_threshold_octets,
             ),
             hostname=self.settings.server.hostname,
@@ -291,6 +306,7 @@ class Appliance:
                 mx=self._open(smtp.listen_mx),
                 submission=self._open(smtp.listen_submission),
                 submissions=self._open(smtp.listen_submissions),
+                lmtp=self._open(smtp.listen_lmtp),
                 proxied=self._proxied,
                 proxies=self._proxies(),
             )

@@ -93,6 +93,11 @@ class Judgement:
     decision: Decision
 
 
+def is_checked(arrival: Arrival) -> bool:
+    """Whether the sender is checked: not where a host of this house has taken the message in before."""
+    return arrival.source is Source.MX or (arrival.source is Source.LMTP and bool(arrival.peer.address))
+
+
 def trace_fields(
     arrival: Arrival, *, hostname: str, results: bytes, ruled: bytes, message_id: str, now: int
 ) -> bytes:

@@ -152,11 +152,14 @@ def _check_tls(settings: Settings) -> Iterator[Finding]:
     if tls.certificate_file or settings.server.development:
         return
     users = [
-        name for name, text in _listeners(settings) if name != "smtp.listen_mx" and _needs_tls(name, text)
+        name for name, text in _listeners(settings) if name not in MAY_BE_PLAIN and _needs_tls(name, text)
     ]
     if users:
         names = ", ".join(dict.fromkeys(users))
         yield Finding("tls.certificate_file", f"{names} cannot be without a certificate")
+
+
+MAY_BE_PLAIN = frozenset({"smtp.listen_mx", "smtp.listen_lmtp"})
 
 
 def _needs_tls(name: str, text: str) -> bool:
@@ -181,6 +184,8 @@ def _check_listeners(settings: Settings) -> Iterator[Finding]:
             yield Finding(key, f"{text} would speak without TLS here: write tls:")
         if not implicit and key != "http.listen" and listen.kind is ListenKind.TLS:
             yield Finding(key, f"{text} would speak TLS where STARTTLS is meant: write tcp:")
+        if key == "smtp.listen_lmtp" and listen.port == 25:
+            yield Finding(key, f"{text}: port 25 is SMTP's alone")  # RFC 2033 5
         if listen.proxy and listen.kind is not ListenKind.UNIX and not settings.server.proxy_networks:
             yield Finding("server.proxy_networks", f"{text} in {key} would believe nobody: name its proxies")
         place = (listen.host, listen.port, listen.name)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 import structlog
 
 from server import completion, evidence
+from server.apiece import Apiece
 from server.arrival import (
     FROM_OUTSIDE,
     Arrival,
@@ -25,6 +26,7 @@ from server.arrival import (
     accepted_event,
     appended,
     confirmations,
+    is_checked,
     remote_target,
     trace_fields,
 )
@@ -130,6 +132,8 @@ class Intake:
         identity: Identity | None,
         envelope: Envelope,
         declared_octets: int | None,
+        *,
+        source: Source | None = None,
     ) -> None:
         """Judge MAIL FROM; raises Refusal: 452 4.3.1 where the disk's reserve is reached."""
         if not self._threads.store.has_room(declared_octets or 0):
@@ -138,7 +142,7 @@ class Intake:
             await self._senders.require(identity, envelope.reverse_path, "envelope sender")
         if self._rulebook.asks("mail"):
             case = evidence.Case(
-                peer, identity, envelope, _source(identity), declared_octets=declared_octets or 0
+                peer, identity, envelope, source or _source(identity), declared_octets=declared_octets or 0
             )
             refuse(await self._ruled("mail", evidence.Facts(case)))
 
@@ -148,6 +152,8 @@ class Intake:
         identity: Identity | None,
         envelope: Envelope,
         recipient: Recipient,
+        *,
+        source: Source | None = None,
     ) -> None:
         """Judge RCPT TO; raises Refusal: no relay, no such mailbox, over quota, policy."""
         resolution = await self._routing.resolve(recipient.address)
@@ -162,7 +168,7 @@ class Intake:
                 peer,
                 identity,
                 envelope,
-                _source(identity),
+                source or _source(identity),
                 recipient=recipient.address,
                 recipient_count=len(envelope.recipients) + 1,
             )
@@ -196,6 +202,10 @@ class Intake:
             await self._give_up(files)
             raise
         return await self._commit(records, wait_applied=wait_applied)
+
+    async def accept_each(self, arrival: Arrival) -> tuple[Receipt | Refusal, ...]:
+        """Take a message in for as many recipients as can be; returns an answer for each, in order."""
+        return await Apiece(self.accept, self._routing, self._threads).accept(arrival)
 
     async def _judge(self, arrival: Arrival, files: list[Spooled]) -> list[Accepted]:
         """Return a record for each organization; files: the spool files that the message now lies in."""
@@ -335,7 +345,7 @@ class Intake:
         return await self._threads.run(evidence.read, content, self._threads.store)
 
     async def _verify(self, arrival: Arrival) -> tuple[Verdict, ...]:
-        if self._verifier is None or arrival.source not in FROM_OUTSIDE:
+        if self._verifier is None or not is_checked(arrival):
             return ()
         content = arrival.content
         if isinstance(content, Spooled):
@@ -509,7 +519,7 @@ class Intake:
             raise Refusal(451, "4.3.5", "Mail cannot be delivered for now", f"redirect target {address}")
 
     def _results(self, arrival: Arrival, judgement: Judgement) -> bytes:
-        if arrival.source not in FROM_OUTSIDE or self._verifier is None:
+        if self._verifier is None or not is_checked(arrival):
             return b""
         return self._verifier.results_field(judgement.verdicts)
 

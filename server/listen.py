@@ -7,12 +7,15 @@ Opens no socket: what listens makes sockets of these.
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass, replace
 from enum import Enum
 
 # sun_path holds 108 octets with its NUL on Linux.
 UNIX_PATH_OCTETS = 107
-PROXY_OPTION = ",proxy"
+# A comma that begins no option belongs to the path.
+_OPTION = re.compile(r",(?:proxy|(?:mode|owner|group)=[^,/]*)\Z")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}")
 
 
 class ListenKind(str, Enum):
@@ -34,7 +37,8 @@ class Listen:
 
     host and port: of tcp and tls, port 0 lets the kernel choose. name: the socket's
     FileDescriptorName for systemd, the absolute path for unix. proxy: each connection
-    begins with a PROXY header.
+    begins with a PROXY header. mode, owner, group: of a Unix socket's file; None and ''
+    leave what the process's umask and user make.
     """
 
     kind: ListenKind
@@ -42,20 +46,56 @@ class Listen:
     port: int = 0
     name: str = ""
     proxy: bool = False
+    mode: int | None = None
+    owner: str = ""
+    group: str = ""
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        place = self.name or f"{host}:{self.port}"
-        return f"{self.kind.value}:{place}{PROXY_OPTION if self.proxy else ''}"
+        options = ",proxy" if self.proxy else ""
+        if self.mode is not None:
+            options += f",mode={self.mode:04o}"
+        options += f",owner={self.owner}" if self.owner else ""
+        options += f",group={self.group}" if self.group else ""
+        return f"{self.kind.value}:{self.name or f'{host}:{self.port}'}{options}"
 
 
 def parse_listen(text: str) -> Listen:
     """Return the listener that `tcp:HOST:PORT`, `tls:HOST:PORT`, `systemd:NAME` or `unix:PATH` names.
 
-    `,proxy` may follow. Raises ListenSyntax.
+    Options may follow: `,proxy`, and for a Unix socket `,mode=0660`, `,owner=NAME`,
+    `,group=NAME`. Raises ListenSyntax.
     """
-    place = text.removesuffix(PROXY_OPTION)
-    return replace(_parse_place(place), proxy=place != text)
+    options: dict[str, str] = {}
+    place = text
+    while (found := _OPTION.search(place)) is not None:
+        name, _, value = found[0][1:].partition("=")
+        if name in options:
+            raise ListenSyntax(f"{name} is given twice")
+        options[name] = value
+        place = place[: found.start()]
+    listen = _parse_place(place)
+    if listen.kind is not ListenKind.UNIX and options.keys() - {"proxy"}:
+        raise ListenSyntax("mode, owner and group are those of a Unix socket's file")
+    return replace(
+        listen,
+        proxy="proxy" in options,
+        mode=_mode(options["mode"]) if "mode" in options else None,
+        owner=_name(options.get("owner")),
+        group=_name(options.get("group")),
+    )
+
+
+def _mode(digits: str) -> int:
+    if re.fullmatch("0?[0-7]{3}", digits, re.ASCII) is None:
+        raise ListenSyntax(f"mode={digits} is no mode such as 0660")
+    return int(digits, 8)
+
+
+def _name(text: str | None) -> str:
+    if text is not None and _NAME.fullmatch(text) is None:
+        raise ListenSyntax(f"{text!r} is no name of a user or group")
+    return text or ""
 
 
 def _parse_place(text: str) -> Listen:
@@ -66,7 +106,7 @@ def _parse_place(text: str) -> Listen:
     if kind is ListenKind.UNIX:
         return Listen(kind, name=_unix_path(rest))
     if "," in rest:
-        raise ListenSyntax(f"{rest.partition(',')[2]!r}: the one option of a listener is proxy")
+        raise ListenSyntax(f"{rest.partition(',')[2]!r}: the one option of this listener is proxy")
     if kind is ListenKind.SYSTEMD:
         return Listen(kind, name=_systemd_name(rest))
     host, port = _host_and_port(rest)

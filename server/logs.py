@@ -46,6 +46,7 @@ def configure(*, level: str, form: str, addresses: bool) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+    sys.unraisablehook = _note_unraisable
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -71,6 +72,15 @@ def name_storage_trouble(
         del line["exc_info"]
         line.setdefault("problem", str(error))
     return line
+
+
+def _note_unraisable(found: sys.UnraisableHookArgs) -> None:
+    """Leave faults that nothing can catch on stderr, but for the one that any stranger can make."""
+    if found.exc_type is UnicodeDecodeError and isinstance(found.object, bytes):
+        # The ssl module decodes the name that a client asks for, and drops the handshake where it can't.
+        structlog.get_logger("tls").info("handshake failed: the name asked for is not ASCII")
+    else:
+        sys.__unraisablehook__(found)
 
 
 def hide_addresses(_logger: Any, _name: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -10,17 +10,19 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
 import structlog
 
 from server.proxy_protocol import HeaderReader, Origin, ProxySyntax
-from server.sockets import plain_address
+from server.sockets import network_of, plain_address
 
 ACCEPT_PAUSE_SECONDS = 0.1
 HEADER_SECONDS = 5.0
-PENDING_LIMIT = 1000  # connections whose header has not come, a listener
+PENDING_LIMIT = 1000  # connections whose header, or handshake, is not complete, a listener
+PENDING_PER_NETWORK = 100  # handshakes of clients that come by themselves
 
 log = structlog.get_logger("proxy")
 
@@ -46,7 +48,12 @@ class Proxies:
 
 
 class ProxyListener:
-    """Accepts on one bound socket and hands over connections whose header was read."""
+    """Accepts on one bound socket and hands over connections whose header was read.
+
+    has_header: False where clients come by themselves, and what connects them takes long:
+    a TLS handshake, with the context of its moment. pending_limit, pending_per_network:
+    connections that owe their header or handshake, in all and by clients that come by themselves.
+    """
 
     def __init__(
         self,
@@ -54,8 +61,15 @@ class ProxyListener:
         proxies: Proxies,
         connect: Connect,
         *,
+        has_header: bool = True,
         header_seconds: float = HEADER_SECONDS,
+        pending_limit: int = PENDING_LIMIT,
+        pending_per_network: int = PENDING_PER_NETWORK,
     ) -> None:
+        self._pending_limit = pending_limit
+        self._pending_per_network = pending_per_network
+        self._has_header = has_header
+        self._pending: Counter[str] = Counter()  # by network
         self._bound = bound
         self._proxies = proxies
         self._connect = connect
@@ -85,7 +99,7 @@ class ProxyListener:
                     log.warning("connection not accepted", error=str(error))
                     await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
                     continue
-                if accepted not in self._proxies or len(self._tasks) > PENDING_LIMIT:
+                if not self._is_welcome(accepted) or len(self._tasks) > self._pending_limit:
                     log.info("connection refused: its source is no proxy, or too many are waiting")
                     accepted.close()
                     continue
@@ -94,10 +108,25 @@ class ProxyListener:
         finally:
             self._bound.close()
 
+    def _is_welcome(self, accepted: socket.socket) -> bool:
+        if self._has_header:
+            return accepted in self._proxies
+        return self._pending[_network(accepted)] < self._pending_per_network
+
     async def _take(self, accepted: socket.socket) -> None:
+        network = _network(accepted)
+        self._pending[network] += 1
+        try:
+            await self._begin(accepted)
+        finally:
+            self._pending[network] -= 1
+            if not self._pending[network]:
+                del self._pending[network]
+
+    async def _begin(self, accepted: socket.socket) -> None:
         try:
             async with asyncio.timeout(self._header_seconds):
-                origin = await _read_header(accepted)
+                origin = await _read_header(accepted) if self._has_header else None
         except (OSError, ProxySyntax) as error:  # OSError includes the time limit
             log.info("connection refused: no PROXY header", reason=str(error) or type(error).__name__)
             accepted.close()
@@ -108,7 +137,15 @@ class ProxyListener:
         try:
             await self._connect(accepted, origin)
         except (OSError, RuntimeError) as error:  # includes ssl.SSLError and its time limit
-            log.info("connection failed behind its PROXY header", error=type(error).__name__)
+            log.info("connection failed before its protocol began", error=type(error).__name__)
+
+
+def _network(accepted: socket.socket) -> str:
+    try:
+        name = accepted.getpeername()
+    except OSError:  # gone already
+        return ""
+    return network_of(str(name[0])) if isinstance(name, tuple) else ""
 
 
 async def _read_header(accepted: socket.socket) -> Origin | None:

@@ -31,6 +31,12 @@ def _absolute(path: Path) -> Path:
     return path
 
 
+def _directory(text: str) -> str:
+    if text:
+        _absolute(Path(text))
+    return text
+
+
 def _reference(text: str) -> str:
     if text and not re.fullmatch(r"/[^\x00-\x1f]*|credential:[A-Za-z0-9_.@-]{1,255}", text):
         raise ValueError("a file is named by its absolute path or as credential:NAME")
@@ -60,6 +66,7 @@ def _server_address(text: str) -> str:
 PATH = "an absolute path"
 FILE = "an absolute path, or credential:NAME for a systemd credential"
 LISTENERS = "a list of tcp:HOST:PORT, systemd:NAME or unix:PATH, each with ,proxy behind it or not"
+UNIX_LISTENERS = LISTENERS.replace("unix:PATH,", "unix:PATH,mode=0660,owner=USER,group=GROUP,")
 ANY_LISTENERS = LISTENERS.replace("tcp:HOST:PORT,", "tcp:HOST:PORT, tls:HOST:PORT,")
 TLS_LISTENERS = "a list of tls:HOST:PORT, systemd:NAME or unix:PATH, each with ,proxy behind it or not"
 NEXT_HOP = "mx, smtp:HOST:PORT, lmtp:HOST:PORT, capture or refuse"
@@ -189,7 +196,19 @@ class Tls(Section):
         masks="file",
         example="credential:key.pem",
     )
+    domains_directory: Annotated[str, AfterValidator(_directory)] = setting(
+        "",
+        "Directory with a subdirectory for each further certificate, in which lie fullchain.pem and "
+        "privkey.pem, or certificate.pem and key.pem. A client gets the certificate whose own names fit the "
+        "name that it asks for (SNI), and else that of certificate_file.",
+        allowed="empty, or " + PATH,
+    )
     minimum_version: Literal["1.2", "1.3"] = setting("1.2", "The oldest version of TLS that is spoken.")
+
+    @property
+    def domains(self) -> Path | None:
+        """The directory of further certificates, None without one."""
+        return Path(self.domains_directory) if self.domains_directory else None
 
 
 class Smtp(Section):
@@ -205,6 +224,24 @@ class Smtp(Section):
         ("tls:0.0.0.0:465",),
         "Where users submit with TLS from the first octet (RFC 8314).",
         allowed=TLS_LISTENERS,
+    )
+    listen_lmtp: Listeners = setting(
+        (),
+        "Where mail servers of this house hand over by LMTP (RFC 2033), never on port 25. They are trusted: "
+        "the senders of what they bring are not checked again. A Unix socket's mode, owner and group decide "
+        "who may.",
+        allowed=UNIX_LISTENERS,
+    )
+    lmtp_networks: Networks = setting(
+        ("127.0.0.0/8", "::1/128"),
+        "Who may connect to listen_lmtp over TCP; all others are turned away with 554.",
+        allowed="a list of networks such as 192.0.2.0/24 or 2001:db8::/64",
+    )
+    xclient_networks: Networks = setting(
+        (),
+        "For tests of policy only: clients that may say by XCLIENT (Postfix's protocol) whom they stand for, "
+        "on listen_mx and listen_lmtp. Whoever may, can pass for anybody.",
+        allowed="a list of networks such as 192.0.2.0/24 or 2001:db8::/64",
     )
     max_message_octets: int = setting(
         50 * MEBI, "Largest message, announced by SIZE.", at_least=64 * 1024, at_most=1024 * MEBI

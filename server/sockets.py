@@ -8,9 +8,12 @@ RFC 4291 2.5.5.2 (IPv4 in IPv6).
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import os
+import shutil
 import socket
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -52,21 +55,36 @@ def _open(listen: Listen, inherited: dict[str, list[socket.socket]]) -> list[soc
     made = socket.socket(socket.AF_UNIX if unix else family, socket.SOCK_STREAM)
     try:
         if unix:
-            with contextlib.suppress(FileNotFoundError):
-                Path(listen.name).unlink()
-            made.bind(listen.name)
+            _bind_file(made, listen)
         else:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             made.bind((listen.host, listen.port))
         made.listen(BACKLOG)
-    except OSError as error:
+    except (OSError, LookupError) as error:  # LookupError: no such user or group
         made.close()
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise BindFailed(f"{listen}: {reason}") from None
+        number = error.errno if isinstance(error, OSError) else None
+        raise BindFailed(f"{listen}: {os.strerror(number) if number else error}") from None
     made.setblocking(False)
     return [made]
+
+
+def _bind_file(made: socket.socket, listen: Listen) -> None:
+    """Bind to a path in place of the socket that an earlier process left there."""
+    path = Path(listen.name)
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise FileExistsError(errno.EEXIST, "")
+        path.unlink()
+    # Nobody connects before `listen`, so what the umask left open for this moment opens nothing.
+    made.bind(listen.name)
+    if listen.owner:
+        shutil.chown(path, user=listen.owner)
+    if listen.group:
+        shutil.chown(path, group=listen.group)
+    if listen.mode is not None:
+        path.chmod(listen.mode)
 
 
 def plain_address(address: str) -> str:

@@ -1,15 +1,19 @@
 """TLS contexts: the server's, reloaded without dropping a connection, and the client's.
 
-Owns certificate loading and the self-signed certificate of a first start. TLS
-1.2 and later with forward secrecy only (RFC 9325, RFC 8996). Refuses to fall
-back to a self-signed certificate where one was configured and cannot be read.
+Owns certificate loading, the choice of a certificate by name (RFC 6066 3) and the
+self-signed certificate of a first start. TLS 1.2 and later with forward secrecy
+only (RFC 9325, RFC 8996). Refuses to fall back to a self-signed certificate where
+one was configured and cannot be read.
 """
 
 from __future__ import annotations
 
 import datetime
 import ipaddress
+import os
 import ssl
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
@@ -21,6 +25,11 @@ from storage.files import put
 
 # RFC 9325 4.2: ECDHE with AEAD; TLS 1.3 suites are always on.
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+# How certbot and dehydrated name a chain and its key, and how this project does.
+FILE_NAMES = (("fullchain.pem", "privkey.pem"), ("certificate.pem", "key.pem"))
+TICKET_KEY_SECONDS = 24 * 3600
+DOMAINS_LIMIT = 2000  # certificates: 20 KiB of memory and a millisecond each
+_VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
 class CertificateError(Exception):
@@ -28,33 +37,171 @@ class CertificateError(Exception):
 
 
 class ServerTls:
-    """The listeners' TLS context, replaced whole by `reload`.
+    """The listeners' TLS contexts: one for each certificate, chosen by the name that the client asks for.
 
-    A connection keeps the context that it began with; new ones ask `context`.
+    domains_directory: holds a directory for each further certificate, whose own names
+    say what it is for. `reload` reads anew what has changed; a connection keeps the
+    certificate that it began with, new ones get the present one, even by a context that
+    was taken before.
     """
 
-    def __init__(self, certificate_file: Path, key_file: Path) -> None:
-        self._files = (certificate_file, key_file)
-        self._context = _server_context(*self._files)
+    def __init__(
+        self,
+        certificate_file: Path,
+        key_file: Path,
+        *,
+        domains_directory: Path | None = None,
+        minimum_version: str = "1.2",
+    ) -> None:
+        self._minimum = _VERSIONS[minimum_version]
+        self._domains_directory = domains_directory
+        self._default = self._load(certificate_file, key_file)
+        self._tickets_until = time.monotonic() + TICKET_KEY_SECONDS
+        self._domains: dict[Path, _Pair] = {}
+        self._names: dict[str, ssl.SSLContext] = {}
+        self.problems = self._load_domains()
 
     def context(self) -> ssl.SSLContext:
         """Return the context for a connection that begins now."""
-        return self._context
+        if time.monotonic() >= self._tickets_until:
+            self._change_ticket_keys()
+        return self._default.context
 
-    def reload(self) -> None:
-        """Read the files again; on CertificateError the old certificate stays in use."""
-        self._context = _server_context(*self._files)
+    def _change_ticket_keys(self) -> None:
+        """Begin with new keys of session tickets (RFC 9325 3.4), which belong to the default context.
+
+        A certificate that has changed on disk waits for `reload` nevertheless.
+        """
+        self._tickets_until = time.monotonic() + TICKET_KEY_SECONDS
+        pair = self._default
+        try:
+            if pair.mark == _mark(pair.certificate_file, pair.key_file):
+                self._default = self._load(pair.certificate_file, pair.key_file)
+        except CertificateError:
+            return  # `reload` will say so
+
+    def reload(self) -> tuple[str, ...]:
+        """Read changed files again; returns what is wrong, each with its file: there the old stays in use."""
+        problems: tuple[str, ...] = ()
+        try:
+            self._default = self._renewed(self._default)
+        except CertificateError as error:
+            problems = (str(error),)
+        self.problems = problems + self._load_domains()
+        return self.problems
+
+    def _load_domains(self) -> tuple[str, ...]:
+        problems: list[str] = []
+        found: dict[Path, _Pair] = {}
+        for directory in self._directories(problems):
+            old = self._domains.get(directory)
+            try:
+                files = _files_in(directory)
+                same = old is not None and (old.certificate_file, old.key_file) == files
+                found[directory] = self._renewed(old) if old is not None and same else self._load(*files)
+            except CertificateError as error:
+                problems.append(str(error))
+                if old is not None:
+                    found[directory] = old
+        self._domains = found
+        # Where several are for one name, the one that is good for longest.
+        by_age = sorted(found.values(), key=lambda pair: pair.valid_until)
+        self._names = {name: pair.context for pair in by_age for name in pair.names}
+        return tuple(problems)
+
+    def _directories(self, problems: list[str]) -> list[Path]:
+        if self._domains_directory is None:
+            return []
+        try:
+            found = sorted(path for path in self._domains_directory.iterdir() if path.is_dir())
+        except OSError as error:
+            problems.append(f"{self._domains_directory}: {error.strerror}")
+            return list(self._domains)
+        if len(found) > DOMAINS_LIMIT:
+            problems.append(
+                f"{self._domains_directory}: only the first {DOMAINS_LIMIT} certificates are read"
+            )
+        return found[:DOMAINS_LIMIT]
+
+    def _renewed(self, pair: _Pair) -> _Pair:
+        if pair.mark == _mark(pair.certificate_file, pair.key_file):
+            return pair
+        return self._load(pair.certificate_file, pair.key_file)
+
+    def _load(self, certificate_file: Path, key_file: Path) -> _Pair:
+        # Before the files: what changes while they are read is read again by the next reload.
+        mark = _mark(certificate_file, key_file)
+        context = _server_context(certificate_file, key_file, self._minimum)
+        context.sni_callback = self._choose
+        names, valid_until = _described(certificate_file)
+        return _Pair(certificate_file, key_file, context, names, valid_until, mark)
+
+    def _choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        """Give a connection the certificate for the name it asks for (RFC 6066 3), else the default one."""
+        chosen = self._default.context
+        if name is not None and self._names:
+            name = name.lower()
+            # RFC 9525 6.3: a wildcard stands for one whole label.
+            chosen = self._names.get(name) or self._names.get(f"*.{name.partition('.')[2]}") or chosen
+        if chosen is not context:
+            connection.context = chosen
 
 
-def _server_context(certificate_file: Path, key_file: Path) -> ssl.SSLContext:
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """A certificate with its key, loaded. valid_until: seconds since 1970. mark: tells changed files."""
+
+    certificate_file: Path
+    key_file: Path
+    context: ssl.SSLContext
+    names: tuple[str, ...]
+    valid_until: float
+    mark: tuple[tuple[int, int, int], ...]
+
+
+def _files_in(directory: Path) -> tuple[Path, Path]:
+    try:
+        there = {path.name for path in directory.iterdir()}
+    except OSError as error:
+        raise CertificateError(f"{directory}: {error.strerror}") from None
+    for certificate, key in FILE_NAMES:
+        if certificate in there and key in there:
+            return directory / certificate, directory / key
+    wanted = " or ".join(" with ".join(names) for names in FILE_NAMES)
+    raise CertificateError(f"{directory}: there is no {wanted}")
+
+
+def _mark(*files: Path) -> tuple[tuple[int, int, int], ...]:
+    try:
+        return tuple((found.st_ino, found.st_size, found.st_mtime_ns) for found in map(os.stat, files))
+    except OSError as error:
+        raise CertificateError(f"{error.filename}: {error.strerror}") from None
+
+
+def _described(certificate_file: Path) -> tuple[tuple[str, ...], float]:
+    """Return the names that the first certificate of a file is for, in lower case, and when it ends."""
+    try:
+        certificate = x509.load_pem_x509_certificate(certificate_file.read_bytes())
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        found = tuple(name.lower() for name in names.get_values_for_type(x509.DNSName))
+    except x509.ExtensionNotFound:
+        found = ()
+    except (OSError, ValueError) as error:
+        raise CertificateError(f"{certificate_file}: {error}") from None
+    return found, certificate.not_valid_after_utc.timestamp()
+
+
+def _server_context(certificate_file: Path, key_file: Path, minimum: ssl.TLSVersion) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.minimum_version = minimum
     context.set_ciphers(CIPHERS)
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
     try:
-        context.load_cert_chain(certificate_file, key_file)
-    except (OSError, ssl.SSLError) as error:
-        raise CertificateError(f"{certificate_file} with {key_file}: {error.strerror or error}") from None
+        # The password: without one OpenSSL would ask at the terminal for that of an encrypted key.
+        context.load_cert_chain(certificate_file, key_file, password="")
+    except (OSError, ValueError) as error:  # OSError includes ssl.SSLError
+        reason = getattr(error, "strerror", None) or error
+        raise CertificateError(f"{certificate_file} with {key_file}: {reason}") from None
     return context
 
 

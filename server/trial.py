@@ -70,7 +70,8 @@ def situations(case: Case, inboxes: Iterable[tuple[str, str]] = ()) -> Iterator[
     envelope = case.envelope
     if case.source in SESSION:
         early = replace(case, envelope=Envelope(None, ()), letter=None, verdicts=())
-        if case.source is Source.MX:
+        # A host of the house that hands over by LMTP is asked neither, unless it tells of the client.
+        if case.source is Source.MX or (case.source is Source.LMTP and case.peer.address):
             yield "connect", Facts(early)
             yield "helo", Facts(early)
         opened = replace(case, envelope=replace(envelope, recipients=()), letter=None, verdicts=())

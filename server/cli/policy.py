@@ -107,7 +107,8 @@ def explain(
     sent = source in ("submission", "api")
     login = Identity(owner, None, sender, "key", "", frozenset(scope or [])) if sent else None
     verdicts: tuple[Verdict, ...] = ()
-    if source == "mx" and not offline and settings.authentication.enabled:
+    has_client = source == "mx" or (source == "lmtp" and ip)
+    if has_client and not offline and settings.authentication.enabled:
         verdicts = asyncio.run(_verify(settings, peer, envelope, content))
     case = Case(
         peer,

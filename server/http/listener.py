@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 HEADER_OCTETS = 64 * 1024
 HEADER_SECONDS = 20.0
+HANDSHAKE_SECONDS = 30.0
 LINGER_SECONDS = 5.0
 KEEP_ALIVE_SECONDS = 30
 _TOO_LARGE = (
@@ -172,20 +173,22 @@ class HttpListener:
         await self._server.startup(sockets=[])
         loop = asyncio.get_running_loop()
         for listen, made in bound:
-            if listen.proxy:
-                self._listeners.append(ProxyListener(made, self._proxies, self._connector(listen)))
+            if listen.proxy or listen.kind is ListenKind.TLS:
+                connect = self._connector(listen)
+                self._listeners.append(ProxyListener(made, self._proxies, connect, has_header=listen.proxy))
                 continue
-            context = self._tls_context() if listen.kind is ListenKind.TLS else None
             create: Any = loop.create_unix_server if listen.kind is ListenKind.UNIX else loop.create_server
-            self._listeners.append(await create(self._connection, sock=made, ssl=context, backlog=BACKLOG))
+            self._listeners.append(await create(self._connection, sock=made, backlog=BACKLOG))
         self._ticking = asyncio.create_task(self._tick(), name="http dates")
 
     def _connector(self, listen: Listen) -> Connect:
         async def connect(accepted: socket.socket, origin: Origin | None) -> None:
+            is_tls = listen.kind is ListenKind.TLS
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: self._connection(origin),
                 accepted,
-                ssl=self._tls_context() if listen.kind is ListenKind.TLS else None,
+                ssl=self._tls_context() if is_tls else None,
+                ssl_handshake_timeout=HANDSHAKE_SECONDS if is_tls else None,
             )
 
         return connect

@@ -230,7 +230,10 @@ class Connection(asyncio.Protocol):
     async def start_tls(self) -> None:
         """Make TLS over the connection; raises Disconnected."""
         context = self.session.services.tls_context()
-        if context is None or self._lost:
+        # Nothing said before counts (RFC 9051 6.2.1). What comes from here on has passed TLS: a client may
+        # send its first command together with the end of its handshake.
+        if context is None or self._lost or self._framing.discard():
+            self._abort()
             raise Disconnected
         self._handshaking = True
         try:
@@ -246,9 +249,10 @@ class Connection(asyncio.Protocol):
             log.info("handshake failed", session=self.id, error=type(error).__name__)
             self._abort()
             raise Disconnected from None
-        if transport is None or self._lost:
+        # A client that left in the very moment of the last octet leaves a transport without TLS behind.
+        if transport is None or self._lost or transport.get_extra_info("ssl_object") is None:
+            self._abort()
             raise Disconnected
-        self._framing.discard()  # nothing said before counts (RFC 9051 6.2.1)
         self._handshaking = False
         self.transport = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH_OCTETS, low=WRITE_LOW_OCTETS)

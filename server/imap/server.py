@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from storage.records import Folder
 
 BACKLOG = 1024
-ACCEPT_PAUSE_SECONDS = 0.2
 
 log = structlog.get_logger("imap")
 
@@ -87,7 +86,6 @@ class ImapServer:
         self._timer: asyncio.TimerHandle | None = None
         self._unsubscribe = hub.subscribe("accounts", None, self._accounts_changed)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._handshakes = 0
 
     async def start(
         self,
@@ -103,59 +101,42 @@ class ImapServer:
         """
         loop = asyncio.get_running_loop()
         for bound in (*plain, *implicit):
-            if bound in proxied:
-                self._listen_behind(proxies or Proxies(), bound, tls=bound in implicit)
+            if bound in proxied or bound in implicit:
+                self._accept(proxies or Proxies(), bound, tls=bound in implicit, proxied=bound in proxied)
         for bound in plain:
             if bound in proxied:
                 continue
             create = loop.create_unix_server if bound.family == socket.AF_UNIX else loop.create_server
             listener = await create(lambda: self._connect(Security.PLAIN), sock=bound, backlog=BACKLOG)
             self._listeners.append(listener)
-        for bound in implicit:
-            if bound not in proxied:
-                self._own(self._accept_tls(bound))
         if self._timer is None:
             self._sweep_later()
             self._own(self._look_again_and_again())
 
-    def _listen_behind(self, proxies: Proxies, bound: socket.socket, *, tls: bool) -> None:
+    def _accept(self, proxies: Proxies, bound: socket.socket, *, tls: bool, proxied: bool) -> None:
+        """Accept connections whose first octets are a PROXY header or TLS, or both."""
+
         async def connect(accepted: socket.socket, origin: Origin | None) -> None:
-            if tls and self._handshakes >= self._services.settings.max_connections:
-                accepted.close()
-            elif tls:
-                self._handshakes += 1
+            if tls:
                 await self._handshake(accepted, origin)
             else:
                 loop = asyncio.get_running_loop()
                 await loop.connect_accepted_socket(lambda: self._connect(Security.PLAIN, origin), accepted)
 
-        self._listeners.append(ProxyListener(bound, proxies, connect))
+        listener = ProxyListener(
+            bound,
+            proxies,
+            connect,
+            has_header=proxied,
+            pending_limit=self._services.settings.max_connections,
+            pending_per_network=self._services.bounds.connections_per_network,
+        )
+        self._listeners.append(listener)
 
     def _own(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    async def _accept_tls(self, bound: socket.socket) -> None:
-        """Accept connections whose first octets are TLS, each with the certificate of its moment."""
-        loop = asyncio.get_running_loop()
-        bound.setblocking(False)
-        try:
-            while True:
-                try:
-                    accepted, _ = await loop.sock_accept(bound)
-                except OSError as error:
-                    # Out of descriptors or memory: what is open goes on, newcomers wait.
-                    log.warning("connection not accepted", error=str(error))
-                    await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
-                    continue
-                if self._handshakes >= self._services.settings.max_connections:
-                    accepted.close()
-                    continue
-                self._handshakes += 1
-                self._own(self._handshake(accepted))
-        finally:
-            bound.close()
 
     async def _handshake(self, accepted: socket.socket, origin: Origin | None = None) -> None:
         context = self._services.tls_context()
@@ -173,8 +154,6 @@ class ImapServer:
             )
         except (OSError, RuntimeError) as error:  # includes ssl.SSLError and the time limit
             log.info("handshake failed", error=type(error).__name__)
-        finally:
-            self._handshakes -= 1
 
     def _connect(self, security: Security, origin: Origin | None = None) -> Connection:
         self._opened += 1
@@ -204,7 +183,7 @@ class ImapServer:
         self._services.folders.close()
 
     async def _end_tasks(self) -> None:
-        """Stop accepting, handshakes and looking."""
+        """Stop looking, and what else is under way beside the connections."""
         tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()

@@ -18,7 +18,7 @@ from server.arrival import Arrival
 from server.login import KEY_MARK
 from server.refusal import Refusal
 from server.smtp import door as doors
-from server.smtp import grammar, replies
+from server.smtp import grammar, lmtp, replies, xclient
 from server.smtp.data import ChunkReader, DataReader, LineEnds
 from server.smtp.sasl import Credentials, Exchange, Proof, Token
 from storage.errors import Full
@@ -40,12 +40,13 @@ async def greet(session: Session) -> None:
     """Ask intake about the connection and send the greeting."""
     server = session.server
     try:
-        await server.intake.connected(session.peer)
+        if not lmtp.is_vouched(session):
+            await server.intake.connected(session.peer)
     except Refusal as refusal:
         session.refusal = refusal
         session.refuse(refusal)
         return
-    session.reply(server.greeting)
+    session.reply(server.greeting_lmtp if session.door.lmtp else server.greeting)
 
 
 def _check_greeted(session: Session) -> None:
@@ -63,6 +64,8 @@ def _check_idle(session: Session) -> None:
 
 
 def _hello(session: Session, command: grammar.Hello) -> Step:
+    if command.lmtp != session.door.lmtp:
+        raise grammar.unrecognized()  # RFC 2033 4.1: LHLO alone, and here alone
     _check_idle(session)
     return _take_hello(session, command)
 
@@ -70,7 +73,8 @@ def _hello(session: Session, command: grammar.Hello) -> Step:
 async def _take_hello(session: Session, command: grammar.Hello) -> None:
     peer = replace(session.peer, helo=command.name, extended=command.extended)
     try:
-        await session.server.intake.helo(peer)
+        if not lmtp.is_vouched(session):
+            await session.server.intake.helo(peer)
     except Refusal as refusal:
         if refusal.code == 421:
             raise
@@ -99,7 +103,7 @@ def _check_login(session: Session) -> None:
 def _mail(session: Session, command: grammar.Mail) -> Step:
     _check_greeted(session)
     if not session.peer.helo:
-        raise Refusal(503, "5.5.1", "Send EHLO or HELO first")
+        raise Refusal(503, "5.5.1", "Send LHLO first" if session.door.lmtp else "Send EHLO or HELO first")
     _check_login(session)
     if session.transaction is not None:
         raise Refusal(503, "5.5.1", "A transaction is under way; send RSET first")
@@ -127,7 +131,9 @@ def _held(session: Session, command: grammar.Mail) -> Envelope:
 async def _take_mail(session: Session, command: grammar.Mail) -> None:
     envelope = command.envelope
     try:
-        await session.server.intake.sender(session.peer, session.identity, envelope, command.declared_octets)
+        await session.server.intake.sender(
+            session.peer, session.identity, envelope, command.declared_octets, source=session.door.source
+        )
     except Refusal as refusal:
         _count_refused(session, refusal)
         raise
@@ -140,6 +146,8 @@ async def _take_mail(session: Session, command: grammar.Mail) -> None:
 
 def _count_refused(session: Session, refusal: Refusal) -> None:
     """Count a refused sender or recipient; raises Refusal 421 at one too many."""
+    if lmtp.is_vouched(session):
+        return  # a host of this house harvests nothing
     session.refused_recipients += 1
     if session.refused_recipients >= session.server.settings.max_refused_recipients:
         raise Refusal(421, "4.7.0", "Too many refused recipients", refusal.cause) from None
@@ -161,7 +169,9 @@ def _rcpt(session: Session, command: grammar.Rcpt) -> Step | None:
 async def _take_rcpt(session: Session, command: grammar.Rcpt, envelope: Envelope) -> None:
     recipient = command.recipient
     try:
-        await session.server.intake.recipient(session.peer, session.identity, envelope, recipient)
+        await session.server.intake.recipient(
+            session.peer, session.identity, envelope, recipient, source=session.door.source
+        )
     except Refusal as refusal:
         session.has_refused = True
         _count_refused(session, refusal)
@@ -185,7 +195,7 @@ def _check_content(session: Session) -> None:
     if session.transaction is None:
         raise Refusal(503, "5.5.1", "Send MAIL first")
     if not session.transaction.recipients:
-        if session.has_refused:
+        if session.has_refused and not session.door.lmtp:  # RFC 2033 4.2: there it is 503
             raise Refusal(554, "5.5.1", "No valid recipients")
         raise Refusal(503, "5.5.1", "Send RCPT first")
 
@@ -257,21 +267,24 @@ async def _take_message(session: Session) -> None:
         assert envelope is not None
         content = await body.finish()
         arrival = Arrival(session.door.source, session.peer, envelope, content, session.identity)
-        receipt = await session.server.intake.accept(arrival)
+        if session.door.lmtp:
+            answers = await lmtp.take(session, arrival)
+        else:
+            answers = replies.taken((await session.server.intake.accept(arrival)).message_ids)
     except Refusal as refusal:
-        session.refuse(refusal)
+        lmtp.refuse_message(session, refusal)
         await body.discard()
     except Full:
-        session.reply(replies.NO_ROOM)
+        session.reply(replies.NO_ROOM * lmtp.answers_owed(session))
         await body.discard()
     except Exception:
         # The file stays: what failed may have failed behind the commit, and recovery tells.
         log.exception("message not taken in", session=session.number)
-        session.reply(replies.BROKEN)
+        session.reply(replies.BROKEN * lmtp.answers_owed(session))
     else:
         session.idle_commands = 0
         session.refused_recipients = 0
-        session.reply(replies.taken(receipt.message_ids))
+        session.reply(answers)
     finally:
         body.release()
         session.reset()
@@ -298,7 +311,7 @@ def _noop(session: Session, _command: grammar.Noop) -> None:
 
 def _help(session: Session, _command: grammar.Help) -> None:
     _check_idle(session)
-    session.reply(replies.HELP)
+    session.reply(replies.HELP_LMTP if session.door.lmtp else replies.HELP)
 
 
 def _vrfy(session: Session, _command: grammar.Vrfy) -> None:
@@ -417,6 +430,18 @@ def _logged_in(session: Session, identity: Identity) -> None:
     session.reply(replies.AUTHENTICATED)
 
 
+def _xclient(session: Session, command: grammar.Xclient) -> Step:
+    if not session.server.may_stand_for_others(session):
+        raise grammar.unrecognized()
+    if session.transaction is not None:
+        raise Refusal(503, "5.5.1", "A transaction is under way")
+    session.peer = xclient.apply(session.peer, command.argument)
+    session.refusal = None
+    session.reset()
+    # Postfix's XCLIENT_README: the session begins anew with the greeting.
+    return greet(session)
+
+
 # Their steps, and the greeting, mostly wait for nothing and are begun at once, outside a task: before
 # its first wait such a step may use nothing that needs one (asyncio.timeout).
 PROMPT = frozenset({grammar.Hello, grammar.Mail, grammar.Rcpt})
@@ -435,4 +460,5 @@ HANDLERS: dict[type[Any], Callable[[Session, Any], Step | None]] = {
     grammar.Quit: _quit,
     grammar.StartTls: _starttls,
     grammar.Auth: _auth,
+    grammar.Xclient: _xclient,
 }

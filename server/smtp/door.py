@@ -1,7 +1,7 @@
-"""The doors of the SMTP server: MX, submission with STARTTLS, submission over TLS.
+"""The doors of the SMTP server: MX, submission with STARTTLS, submission over TLS, LMTP.
 
 Pure. Owns what differs between them: source, TLS, who must log in, and what EHLO
-announces and understands in each state. RFC 6409, 8314, 5321 4.1.1.1, 3030, 3461,
+announces and understands in each state. RFC 6409, 8314, 2033, 5321 4.1.1.1, 3030, 3461,
 8689 (REQUIRETLS), 4865 (FUTURERELEASE), 9422 (LIMITS).
 """
 
@@ -16,17 +16,23 @@ from storage.records import Source
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """One kind of listener. needs_login: MAIL is refused before AUTH, and AUTH before TLS."""
+    """One kind of listener.
+
+    needs_login: MAIL is refused before AUTH, and AUTH before TLS. lmtp: LHLO instead of
+    EHLO, an answer for each recipient, and clients that are hosts of this house.
+    """
 
     name: str
     source: Source
     implicit_tls: bool
     needs_login: bool
+    lmtp: bool = False
 
 
 MX = Door("mx", Source.MX, implicit_tls=False, needs_login=False)
 SUBMISSION = Door("submission", Source.SUBMISSION, implicit_tls=False, needs_login=True)
 SUBMISSIONS = Door("submissions", Source.SUBMISSION, implicit_tls=True, needs_login=True)
+LMTP = Door("lmtp", Source.LMTP, implicit_tls=False, needs_login=False, lmtp=True)
 
 _MAIL = frozenset({b"SIZE", b"BODY", b"SMTPUTF8", b"RET", b"ENVID"})
 _RCPT = frozenset({b"NOTIFY", b"ORCPT"})
@@ -53,8 +59,12 @@ def keywords(
     tls_offered: bool,
     tls_active: bool,
     hold: str = "",
+    xclient: str = "",
 ) -> tuple[str, ...]:
-    """Return the EHLO keywords of a session in its state. hold: FUTURERELEASE's limits, '' for none."""
+    """Return the EHLO keywords of a session in its state. hold: FUTURERELEASE's limits, '' for none.
+
+    xclient: how XCLIENT is announced to those who may say it.
+    """
     announced = [
         "PIPELINING",
         f"SIZE {max_octets}",
@@ -75,4 +85,6 @@ def keywords(
         announced.append(f"FUTURERELEASE {hold}")
     if door.needs_login and tls_active:
         announced.append("AUTH " + " ".join(sasl.MECHANISMS))
+    if xclient:
+        announced.append(xclient)
     return tuple(announced)

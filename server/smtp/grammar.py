@@ -78,10 +78,11 @@ class Dialect:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """EHLO (extended) or HELO with its domain or address literal."""
+    """EHLO (extended), LHLO (extended, lmtp) or HELO with its domain or address literal."""
 
     name: str
     extended: bool
+    lmtp: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +160,16 @@ class Auth:
     initial: bytes | None
 
 
-Command = Hello | Mail | Rcpt | Data | Bdat | Rset | Noop | Help | Vrfy | Expn | Quit | StartTls | Auth
+@dataclass(frozen=True, slots=True)
+class Xclient:
+    """XCLIENT; whoever may say it has its attributes read."""
+
+    argument: bytes
+
+
+Command = (
+    Hello | Mail | Rcpt | Data | Bdat | Rset | Noop | Help | Vrfy | Expn | Quit | StartTls | Auth | Xclient
+)
 
 
 def parse(line: bytes, dialect: Dialect) -> Command:
@@ -199,21 +209,26 @@ def bare_line_end() -> Refusal:
     return Refusal(500, "5.5.2", "Commands end in CRLF; bare CR, bare LF and NUL are not allowed")
 
 
+def unrecognized() -> Refusal:
+    """Return the refusal of a command that the session at hand does not have."""
+    return Refusal(500, "5.5.2", "Command not recognized")
+
+
 def _unknown(verb: bytes) -> Refusal:
     if verb in UNIMPLEMENTED:
         return Refusal(502, "5.5.1", "Command not implemented")
-    return Refusal(500, "5.5.2", "Command not recognized")
+    return unrecognized()
 
 
 def _syntax(text: str) -> Refusal:
     return Refusal(501, "5.5.4", text)
 
 
-def _hello(argument: bytes, *, extended: bool) -> Hello:
+def _hello(argument: bytes, verb: str) -> Hello:
     name = argument.strip(b" ").decode("ascii", "replace")
     if not _is_host(name):
-        raise _syntax("Syntax: " + ("EHLO" if extended else "HELO") + " domain or address literal")
-    return Hello(name, extended)
+        raise _syntax(f"Syntax: {verb} domain or address literal")
+    return Hello(name, extended=verb != "HELO", lmtp=verb == "LHLO")
 
 
 def _is_host(name: str) -> bool:
@@ -228,11 +243,19 @@ def _is_host(name: str) -> bool:
 
 
 def _ehlo(argument: bytes, _dialect: Dialect) -> Hello:
-    return _hello(argument, extended=True)
+    return _hello(argument, "EHLO")
 
 
 def _helo(argument: bytes, _dialect: Dialect) -> Hello:
-    return _hello(argument, extended=False)
+    return _hello(argument, "HELO")
+
+
+def _lhlo(argument: bytes, _dialect: Dialect) -> Hello:
+    return _hello(argument, "LHLO")
+
+
+def _xclient(argument: bytes, _dialect: Dialect) -> Xclient:
+    return Xclient(argument)
 
 
 def _mail(argument: bytes, dialect: Dialect) -> Mail:
@@ -487,6 +510,7 @@ def _named(usage: str, command: Command) -> Callable[[bytes, Dialect], Command]:
 _READERS: dict[bytes, Callable[[bytes, Dialect], Command]] = {
     b"EHLO": _ehlo,
     b"HELO": _helo,
+    b"LHLO": _lhlo,
     b"MAIL": _mail,
     b"RCPT": _rcpt,
     b"DATA": _alone("DATA", Data()),
@@ -499,4 +523,5 @@ _READERS: dict[bytes, Callable[[bytes, Dialect], Command]] = {
     b"QUIT": _alone("QUIT", Quit()),
     b"STARTTLS": _alone("STARTTLS", StartTls()),
     b"AUTH": _auth,
+    b"XCLIENT": _xclient,
 }

@@ -2,7 +2,7 @@
 
 Owns the limits on connections and the one timer that finds sessions past their
 deadline. Refuses nothing but connections beyond a limit.
-RFC 5321 3.8 and 4.5.3.2, 6409 (submission), 8314 (TLS from the first octet).
+RFC 5321 3.8 and 4.5.3.2, 6409 (submission), 8314 (TLS from the first octet), 2033 (LMTP).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from server.proxied import Proxies, ProxyListener
 from server.smtp import door as doors
-from server.smtp import replies
+from server.smtp import replies, xclient
 from server.smtp.body import Body, Memory
 from server.smtp.data import ContentLimits, LineEnds
 from server.smtp.door import Door
@@ -39,7 +39,7 @@ SWEEP_SECONDS = 5.0
 
 
 class SmtpServer:
-    """Listens for MX and submission and keeps the sessions.
+    """Listens for MX, submission and LMTP and keeps the sessions.
 
     tls_context: returns the context for a handshake that begins now, None without TLS.
     """
@@ -71,11 +71,14 @@ class SmtpServer:
         # Refused content is still read to its end, but not for ever.
         self.patience_octets = 2 * settings.max_message_octets + MEBI
         self.greeting = replies.reply(220, "", f"{hostname} ESMTP")
+        self.greeting_lmtp = replies.reply(220, "", f"{hostname} LMTP")
         self.hello_plain = replies.reply(250, "", hostname)
         self.is_draining = False
         self._hostname = hostname
-        self._hellos: dict[tuple[str, bool, bool], bytes] = {}
+        self._hellos: dict[tuple[str, bool, bool, bool], bytes] = {}
         self._memory = Memory(settings.max_memory_octets)
+        self.lmtp_hosts = Networks(settings.lmtp_networks)
+        self._testers = Networks(settings.xclient_networks) if settings.xclient_networks else None
         self._mended = Networks(settings.mend_line_ends_of) if settings.mend_line_ends_of else None
         self._listeners: list[asyncio.AbstractServer | ProxyListener] = []
         self._sessions: set[Session] = set()
@@ -90,6 +93,7 @@ class SmtpServer:
         mx: Sequence[socket.socket] = (),
         submission: Sequence[socket.socket] = (),
         submissions: Sequence[socket.socket] = (),
+        lmtp: Sequence[socket.socket] = (),
         proxied: Collection[socket.socket] = (),
         proxies: Proxies | None = None,
     ) -> None:
@@ -101,6 +105,7 @@ class SmtpServer:
             (doors.MX, mx),
             (doors.SUBMISSION, submission),
             (doors.SUBMISSIONS, submissions),
+            (doors.LMTP, lmtp),
         ):
             for bound in sockets:
                 if bound in proxied:
@@ -181,7 +186,7 @@ class SmtpServer:
 
     def admit(self, session: Session) -> bool:
         """Count a connection in; False beyond the limit in all or of its network."""
-        network = network_of(session.peer.address)
+        session.network = network = network_of(session.peer.address)
         count = self._by_network.get(network, 0)
         settings = self.settings
         if (
@@ -199,7 +204,7 @@ class SmtpServer:
         if session not in self._sessions:
             return
         self._sessions.remove(session)
-        network = network_of(session.peer.address)
+        network = session.network
         left = self._by_network[network] - 1
         if left:
             self._by_network[network] = left
@@ -223,6 +228,11 @@ class SmtpServer:
             return LineEnds.STRICT
         return LineEnds.MENDED
 
+    def may_stand_for_others(self, session: Session) -> bool:
+        """Whether a client may say XCLIENT."""
+        testers = self._testers
+        return testers is not None and not session.door.needs_login and testers.covers(session.client_address)
+
     def dialect(self, session: Session) -> Dialect:
         """Return what a session understands between transactions."""
         if not session.peer.extended:
@@ -233,7 +243,12 @@ class SmtpServer:
 
     def hello_extended(self, session: Session) -> bytes:
         """Return the reply to EHLO in the session's state."""
-        state = (session.door.name, self.tls_context() is not None, session.peer.tls_version is not None)
+        state = (
+            session.door.name,
+            self.tls_context() is not None,
+            session.peer.tls_version is not None,
+            self._testers is not None and self.may_stand_for_others(session),
+        )
         if (
             session.door.needs_login
             and session.peer.tls_version is not None
@@ -247,7 +262,9 @@ class SmtpServer:
             cached = self._hellos[state] = replies.hello(self._hostname, announced)
         return cached
 
-    def _announced(self, door: Door, state: tuple[str, bool, bool], *, hold: str = "") -> tuple[str, ...]:
+    def _announced(
+        self, door: Door, state: tuple[str, bool, bool, bool], *, hold: str = ""
+    ) -> tuple[str, ...]:
         return doors.keywords(
             door,
             max_octets=self.settings.max_message_octets,
@@ -255,6 +272,7 @@ class SmtpServer:
             tls_offered=state[1],
             tls_active=state[2],
             hold=hold,
+            xclient=xclient.KEYWORD if state[3] else "",
         )
 
     def _hold(self) -> str:

@@ -75,6 +75,8 @@ class Session(SMTP):
         self.transport: asyncio.Transport | None = None
         self.origin = origin  # who a PROXY header says the client is
         self.peer = Peer("")
+        self.client_address = ""  # as the connection has it, whatever XCLIENT says
+        self.network = ""  # by which the connection is counted
         self.identity: Identity | None = None
         self.dialect = doors.PLAIN
         self.transaction: Envelope | None = None
@@ -107,6 +109,13 @@ class Session(SMTP):
         self.transport = cast("asyncio.Transport", transport)
         origin = self.origin
         address, port = _name_of(transport) if origin is None else (origin.address, origin.port)
+        self.client_address = address
+        if self.door.lmtp and origin is None:
+            if address and not self.server.lmtp_hosts.covers(address):
+                self.reply(replies.NOT_OF_THIS_HOUSE)
+                self.close()
+                return
+            address, port = "", 0  # a host of this house is nobody's client: nothing of it is judged
         self.peer = Peer(address, port)
         if not self.server.admit(self):
             self.reply(replies.TOO_MANY_CONNECTIONS)
@@ -398,7 +407,7 @@ class Session(SMTP):
         self.end_exchange()
         if refusal.code == 421:
             self.refuse(refusal)
-        elif verb in {b"EHLO", b"HELO"}:
+        elif verb in {b"EHLO", b"HELO", b"LHLO"}:
             # RFC 2034 4: replies to EHLO and HELO have no enhanced code.
             self._rebuke(replies.bare(refusal))
         else:

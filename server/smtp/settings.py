@@ -21,7 +21,8 @@ class SmtpSettings:
     may send between two transactions before each counts as an error.
     max_refused_recipients: refusals of MAIL and RCPT before the session is closed.
     max_hold_seconds: longest wait that FUTURERELEASE takes, 0 for none. mend_line_ends_of: networks
-    whose bare CR and LF become CRLF.
+    whose bare CR and LF become CRLF. lmtp_networks: who may hand over by LMTP over TCP.
+    xclient_networks: who may say by XCLIENT to be another client.
     """
 
     max_message_octets: int = 50 * MEBI
@@ -40,5 +41,7 @@ class SmtpSettings:
     max_header_octets: int = MEBI
     max_hold_seconds: int = 30 * 24 * 3600
     mend_line_ends_of: tuple[str, ...] = ()
+    lmtp_networks: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
+    xclient_networks: tuple[str, ...] = ()
     spool_threshold_octets: int = 256 * 1024
     max_memory_octets: int = 64 * MEBI

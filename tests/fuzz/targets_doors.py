@@ -22,6 +22,7 @@ from server.control import ControlProtocol
 from server.http import models
 from server.http.bodies import SMALL_OCTETS, Bodies
 from server.http.problems import Problem
+from server.refusal import Refusal
 from server.smtp import door
 from server.smtp.client_machine import WAITING, Answer, Dialect, Machine, State, TlsUse, Transaction
 from server.smtp.server import SmtpServer
@@ -38,6 +39,8 @@ SETTINGS = SmtpSettings(
     max_header_line_octets=300,
     max_header_octets=1024,
     spool_threshold_octets=512,
+    lmtp_networks=("192.0.2.0/24",),
+    xclient_networks=("192.0.2.0/24",),
 )
 TURNS = 10_000
 
@@ -79,7 +82,7 @@ class Wire(asyncio.Transport):
 def check_session(data: bytes) -> None:
     """The first two octets choose the door and the cut; the rest is what the client sends."""
     kind, size = (data[:1] or b"\0")[0], (data[1:2] or b"\0")[0] + 1
-    chosen = (door.MX, door.SUBMISSION)[kind % 2]
+    chosen = door.LMTP if kind & 4 else (door.MX, door.SUBMISSION)[kind % 2]
     stream = data[2:]
     pieces = [stream[at : at + size] for at in range(0, len(stream), size)]
     _RUNNER.run(_converse(chosen, pieces, is_secure=kind & 2 > 0))
@@ -87,6 +90,7 @@ def check_session(data: bytes) -> None:
 
 async def _converse(chosen: door.Door, pieces: list[bytes], *, is_secure: bool) -> None:
     intake, wire = FakeIntake(), Wire()
+    intake.late["b@example.org"] = Refusal(550, "5.2.1", "Mailbox is closed")
     server = SmtpServer(
         intake=cast("Any", intake),
         login=cast("Any", FakeLogin()),

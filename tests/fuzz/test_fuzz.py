@@ -343,6 +343,13 @@ TARGETS: dict[str, tuple[Target, list[bytes], list[bytes]]] = {
             + b"\r\n.\r\n",
             b"\x03\x40EHLO a.example\r\nAUTH LOGIN\r\nYW5uQGV4YW1wbGUub3Jn\r\ncGVuY2ls\r\n"
             b"STARTTLS\r\nGET / HTTP/1.1\r\n",
+            b"\x04\x30LHLO a.example\r\nMAIL FROM:<>\r\nRCPT TO:<a@example.org>\r\n"
+            b"RCPT TO:<b@example.org>\r\nRCPT TO:<a@example.org>\r\n"
+            b"DATA\r\nx\r\n.\r\nMAIL FROM:<a@b.example>\r\n"
+            b"RCPT TO:<b@example.org>\r\nBDAT 3 LAST\r\na\r\nHELP\r\n",
+            b"\x04\x30XCLIENT ADDR=203.0.113.1 NAME=a.example PORT=25 PROTO=ESMTP HELO=a+2Bb\r\nLHLO b\r\n",
+            b"\x00\x30EHLO a\r\nXCLIENT ADDR=IPV6:2001:db8::1 NAME=[UNAVAILABLE]\r\n"
+            b"MAIL FROM:<>\r\nXCLIENT X\r\n",
         ],
         [
             *SMTP_WORDS,

@@ -11,6 +11,7 @@ import pytest
 
 from server.http import listener as listeners
 from server.http.listener import HttpListener
+from server.proxied import PENDING_PER_NETWORK
 from server.sections import Http
 from server.sockets import open_listeners
 from server.tls import ServerTls, make_self_signed
@@ -215,5 +216,25 @@ def test_a_drain_ends_at_its_limit(world: World) -> None:
             with pytest.raises(httpx.HTTPError):
                 await asked
         assert world.intake.arrivals == []
+
+    world.run(talk())
+
+
+def test_stalled_handshakes_of_one_address_keep_nobody_else_away(world: World, tmp_path: Path) -> None:
+    tls = ServerTls(*make_self_signed(tmp_path, names=["localhost", "127.0.0.1"]))
+
+    async def talk() -> None:
+        async with serving(world, "tls:127.0.0.1:0", tls=tls.context) as (_, (port,)):
+            stalled = [await asyncio.open_connection("127.0.0.1", port) for _ in range(PENDING_PER_NETWORK)]
+            assert await exchange(port, b"") == b"", "one too many is closed at once"
+            trust = ssl.create_default_context(cafile=str(tmp_path / "certificate.pem"))
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", port, ssl=trust, local_addr=("127.0.0.2", 0)
+            )
+            writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert b'{"status":"ok"}' in await asyncio.wait_for(reader.read(), 20)
+            writer.close()
+            for _, one in stalled:
+                one.close()
 
     world.run(talk())

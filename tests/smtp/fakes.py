@@ -7,7 +7,7 @@ import socket
 import ssl
 from base64 import b64decode
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from server import scram
 from server.arrival import Arrival, Receipt
@@ -69,6 +69,7 @@ class FakeIntake:
         self.calls: list[tuple] = []
         self.refusals: dict[str, Exception] = {}
         self.gates: dict[str, asyncio.Event] = {}
+        self.late: dict[str, Refusal] = {}  # refused at the end of content, by recipient
         self.entered = asyncio.Event()
 
     def spool(self) -> FakeWriter:
@@ -88,10 +89,10 @@ class FakeIntake:
     async def helo(self, peer) -> None:
         await self._step("helo", peer)
 
-    async def sender(self, peer, identity, envelope, declared_octets) -> None:
+    async def sender(self, peer, identity, envelope, declared_octets, *, source=None) -> None:
         await self._step("sender", peer, identity, envelope, declared_octets)
 
-    async def recipient(self, peer, identity, envelope, recipient) -> None:
+    async def recipient(self, peer, identity, envelope, recipient, *, source=None) -> None:
         await self._step("recipient", peer, identity, envelope, recipient)
         if recipient.address in self.refusals:
             raise self.refusals[recipient.address]
@@ -100,6 +101,15 @@ class FakeIntake:
         await self._step("accept", arrival)
         self.arrivals.append(arrival)
         return Receipt((f"msg_{len(self.arrivals)}",))
+
+    async def accept_each(self, arrival: Arrival) -> tuple[Receipt | Refusal, ...]:
+        """As intake: whom `late` names is refused, all others get one message."""
+        await self._step("accept", arrival)
+        kept = [one for one in arrival.envelope.recipients if one.address not in self.late]
+        if kept:
+            self.arrivals.append(replace(arrival, envelope=replace(arrival.envelope, recipients=tuple(kept))))
+        receipt = Receipt((f"msg_{len(self.arrivals)}",))
+        return tuple(self.late.get(one.address, receipt) for one in arrival.envelope.recipients)
 
     def contents(self) -> list[bytes]:
         return [arrival.content for arrival in self.arrivals if isinstance(arrival.content, bytes)]
@@ -140,7 +150,7 @@ class InlineThreads:
 
 @dataclass
 class Rig:
-    """A running server with what it was given, and the ports of its three doors."""
+    """A running server with what it was given, and the ports of its four doors."""
 
     server: SmtpServer
     intake: FakeIntake
@@ -149,6 +159,7 @@ class Rig:
     mx: int
     submission: int
     submissions: int
+    lmtp: int
 
 
 def listener() -> socket.socket:
@@ -168,8 +179,8 @@ async def running(
     clock=None,
     proxies=None,
 ) -> AsyncIterator[Rig]:
-    """A server on three loopback ports, drained at the end."""
-    sockets = [listener() for _ in range(3)]
+    """A server on four loopback ports, drained at the end."""
+    sockets = [listener() for _ in range(4)]
     ports = [bound.getsockname()[1] for bound in sockets]
     intake = intake or FakeIntake()
     login, clock = FakeLogin(), clock or FakeClock()
@@ -185,7 +196,8 @@ async def running(
     await server.start(
         mx=sockets[:1],
         submission=sockets[1:2],
-        submissions=sockets[2:],
+        submissions=sockets[2:3],
+        lmtp=sockets[3:],
         proxied=sockets if proxies is not None else (),
         proxies=proxies,
     )
@@ -246,7 +258,9 @@ class Client:
 
 
 @contextlib.asynccontextmanager
-async def connected(port: int, *, tls: bool = False, greet: bool = True) -> AsyncIterator[Client]:
+async def connected(
+    port: int, *, tls: bool = False, greet: bool = True, hello: str = "EHLO"
+) -> AsyncIterator[Client]:
     """A client behind the greeting, and behind EHLO when asked."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusting() if tls else None)
     writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -254,7 +268,7 @@ async def connected(port: int, *, tls: bool = False, greet: bool = True) -> Asyn
     try:
         assert (await client.reply()).startswith("220 ")
         if greet:
-            assert (await client.ask("EHLO client.example")).startswith("250-")
+            assert (await client.ask(f"{hello} client.example")).startswith("250-")
         yield client
     finally:
         client.close()

@@ -305,6 +305,22 @@ def swaks_speaks_tls() -> bool:
         ("submission", ["--tls", "--auth", "PLAIN", "-au", "ann@example.org", "-ap", "crayon"], 28),
         ("submissions", ["--tlsc", "--auth", "PLAIN", "-au", "ann@example.org", "-ap", "pencil"], 0),
         ("submissions", ["--tlsc"], 23),
+        *[
+            (door, [tls, *protocol, "--auth", mechanism, "-au", "ann@example.org", "-ap", "pencil"], 0)
+            for door, tls in (("submission", "--tls"), ("submissions", "--tlsc"))
+            for protocol in (["--tls-protocol", "tlsv1_2"], ["--tls-protocol", "tlsv1_3"])
+            for mechanism in ("PLAIN", "LOGIN")
+        ],
+        ("submissions", ["--tlsc", "--auth", "LOGIN", "-au", "ann@example.org", "-ap", "crayon"], 28),
+        ("submission", ["--tls", "--auth", "CRAM-MD5", "-au", "ann@example.org", "-ap", "pencil"], 28),
+        ("mx", ["--auth", "PLAIN", "-au", "ann@example.org", "-ap", "pencil"], 28),
+        ("mx", ["--tls", "--auth-optional", "PLAIN", "-au", "ann@example.org", "-ap", "pencil"], 0),
+        ("mx", ["--tls-optional"], 0),
+        ("mx", ["--tls", "--pipeline"], 0),
+        ("mx", ["--tls", "--tls-protocol", "tlsv1_1"], 29),
+        ("mx", ["--tls", "--tls-cipher", "AES256-SHA:AES128-SHA", "--tls-protocol", "tlsv1_2"], 29),
+        ("submissions", ["--tlsc", "--tls-protocol", "tlsv1"], 29),
+        ("mx", ["--tlsc"], 29),
     ],
 )
 def test_swaks(context, door, options, code):
