@@ -13,15 +13,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 
 from sqlalchemy.exc import DBAPIError
 
-from storage import ids
+from storage import absent, ids
 from storage.codec import content_octets
 from storage.db import Database
 from storage.errors import Corrupt, StorageError
+from storage.folder_names import REJECTS
 from storage.journal import Applied, Complete, Journaled
 from storage.locations import Locations
 from storage.placing import Location, Placing, Present, Work
@@ -315,13 +317,15 @@ class Applier:
 
     def _note_aside(self, work: Work) -> None:
         record = work.encoded.record
-        work.events = [event for event in work.events if event.kind != "message.aside"]
+        work.events = [event for event in work.events if "file" not in event.data]
+        at = _now()
         for index, (target, location) in enumerate(zip(record.local, work.locations, strict=True)):
-            if location is None:
+            if location is None and target.folder != REJECTS:
                 name = self._placing.aside_name(work, index)
-                _log.error("message %s was put aside as %s", record.message_id, name)
-                data: dict[str, object] = {"recipient": target.recipient, "file": name}
-                work.events.append(self._event(work, "message.aside", data))
+                kind, data = absent.told(record, target, file=name)
+                _log.error("message %s has no inbox to go to, it lies aside as %s", record.message_id, name)
+                # One time for all: then one notice tells of them all.
+                work.events.append(replace(self._event(work, kind, data), at=at))
 
     def _succeed(self, works: Sequence[Work], placed: Sequence[tuple[Placed, ...]]) -> None:
         with self._ready:

@@ -9,6 +9,7 @@ the store when no daemon runs. `--json` prints one JSON value and nothing else.
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,8 @@ from server.cli.options import (
     perform,
     show,
 )
+from server.control import DaemonDown, ask_daemon
+from server.operations import OperationFailed
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 domain_app = typer.Typer(no_args_is_help=True, help="Domains and their DNS records.")
@@ -241,6 +244,12 @@ def config_check(config: ConfigOption = None, as_json: JsonOption = False) -> No
             print(problem, file=sys.stderr)
         raise typer.Exit(EXIT_CONFIGURATION) from None
     result = {"configuration": "good", "rules": len(rules.rules)}
+    with suppress(DaemonDown, OperationFailed):
+        # Whether an inbox is there only the running server knows.
+        postmaster = settings.server.postmaster
+        answer = ask_daemon(settings.control.socket, "operator-check", {"postmaster": postmaster})
+        if answer["fault"]:
+            print(f"warning: {answer['fault']}", file=sys.stderr)
     show(result, as_json=as_json, how=output.facts)
 
 

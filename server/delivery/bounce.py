@@ -152,6 +152,13 @@ class Bouncer:
             log.exception("notice given up", message=first.message_id)
             told = [self._event(first, "message.notice_failed", {"text": "an error in this server"})]
         await self._advance(group[-1].seq, told, [first.message_id])
+        if any(event.kind == "message.notified" for event in told):
+            await self._threads.run(self._tidy, _aside_files(group, told))
+
+    def _tidy(self, names: Sequence[str]) -> None:
+        """Remove what lay aside until its sender was told."""
+        for name in names:
+            self._threads.store.aside_path(name).unlink(missing_ok=True)
 
     async def _notify(self, message_id: str, group: Sequence[Event]) -> list[Event]:
         """Send what is to be told; returns the events of it, and of what policy keeps back."""
@@ -171,6 +178,9 @@ class Bouncer:
         if not statuses:
             return made
         path = self._threads.store.message_path(message_id)
+        for name in _aside_files(group)[:1]:
+            # No inbox took it and no queue has it: it lies aside.
+            path = self._threads.store.aside_path(name)
         returned = returned_part(about, group)
         content, returned = await self._threads.run(_returned, path, returned)
         notice_id = derived_id(group[0].id)
@@ -239,6 +249,16 @@ def _groups(found: Sequence[Event]) -> Iterator[list[Event]]:
     """Yield what one settling wrote about one message: it is always seen whole, so a replay groups alike."""
     for _, members in groupby(found, key=lambda event: (event.message_id, event.at, event.kind)):
         yield list(members)
+
+
+def _aside_files(group: Sequence[Event], told: Sequence[Event] = ()) -> list[str]:
+    """Return the files of a group's messages that lie aside, but for those whose notice policy withheld."""
+    withheld = {_text(event, "recipient") for event in told if event.kind == "message.notice_withheld"}
+    return [
+        _text(event, "file")
+        for event in group
+        if event.data.get("file") and _text(event, "recipient") not in withheld
+    ]
 
 
 def may_answer(about: Concerned) -> bool:
