@@ -126,7 +126,9 @@ class Correspondents:
         return not self.knows((mailbox_id,)) and self._is_asked_alone
 
     async def look(self, facts: Facts, mailbox_ids: Sequence[str]) -> None:
-        """Put what inboxes think of a message's sender among its facts."""
+        """Put what inboxes think of a message's sender among its facts, where a rule asks for it."""
+        if not self.knows(mailbox_ids):
+            return
         found = origin(facts.case)
         if not found.correspondent:
             return

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from server.clock import Clock
     from server.correspondents import Correspondents
     from server.login import Identity
-    from server.rejects import Rejects, Sorted
+    from server.rejects import Refused, Rejects
     from server.routing import Routing
     from server.rulebook import Rulebook
     from server.sender_auth.signer import Signer
@@ -72,8 +72,7 @@ log = structlog.get_logger("intake")
 
 NOBODY = Peer("")
 FROM_SENDERS = frozenset({Source.SUBMISSION, Source.API})
-SIGNED = frozenset({Source.SUBMISSION, Source.API, Source.NOTICE})
-QUEUED = frozenset({Source.SUBMISSION, Source.API, Source.NOTICE})
+SIGNED = QUEUED = frozenset({Source.SUBMISSION, Source.API, Source.NOTICE})
 # The policy stages that judge whole messages; what the appliance says itself is not judged.
 STAGES_OF: Mapping[Source, tuple[str, ...]] = {
     Source.MX: ("message",),
@@ -203,24 +202,15 @@ class Intake:
         except Exception:
             await self._give_up(files)
             raise
-        if refused is not None and refused.refusal is not None:
-            await self._keep(records, refused, files)
+        if refused is not None:
+            if records:
+                await refused.settle(self._commit(records, wait_applied=False))
+            else:
+                await self._give_up(files)
             raise refused.refusal
         return await self._commit(records, wait_applied=wait_applied)
 
-    async def _keep(self, records: list[Accepted], refused: Sorted, files: Sequence[Spooled]) -> None:
-        """Commit what is kept of a refused message before the refusal goes out."""
-        if not records:
-            await self._give_up(files)
-            return
-        try:
-            await self._commit(records, wait_applied=False)
-        except BaseException:
-            if self._rejects is not None:
-                self._rejects.forget(records, refused.digest)
-            raise
-
-    async def _judge(self, arrival: Arrival, files: list[Spooled]) -> tuple[list[Accepted], Sorted | None]:
+    async def _judge(self, arrival: Arrival, files: list[Spooled]) -> tuple[list[Accepted], Refused | None]:
         """Return a record for each organization, and what is refused for its reputation.
 
         files: the spool files that the message now lies in.
@@ -244,13 +234,15 @@ class Intake:
         judgements: Sequence[Judgement] = [
             await self._decide(arrival, group, letter, verdicts) for group in groups
         ]
-        refused: Sorted | None = None
+        refused: Refused | None = None
         if self._rejects is not None and any(one.decision.reason for one in judgements):
-            refused = await self._rejects.sort(arrival, groups, judgements)
-            groups, judgements = refused.groups, refused.judgements
+            refused, groups, judgements = await self._rejects.sort(arrival, groups, judgements)
         records: list[Accepted] = []
         for group, judgement in zip(groups, judgements, strict=True):
-            record = await self._record(arrival, group, judgement, refused)
+            if refused is None:
+                record = await self._record(arrival, group, judgement)
+            else:
+                record = refused.record(arrival, group, judgement, self._results(arrival, judgement))
             if records and isinstance(record.content, Spooled):
                 # The store lets a file go with the record that names it: each has its own.
                 record = replace(record, content=await self._duplicate(record.content, files))
@@ -406,7 +398,7 @@ class Intake:
         )
         facts = evidence.Facts(case)
         if self._correspondents is not None:
-            await self._ask_inboxes(facts, [local.mailbox.id for _, local in group.local])
+            await self._correspondents.look(facts, [local.mailbox.id for _, local in group.local])
         decision = UNRULED
         for stage in STAGES_OF[arrival.source]:
             if self._rulebook.asks(stage):
@@ -420,21 +412,16 @@ class Intake:
             self._standing.record(facts)
         return Judgement(letter, verdicts, facts, decision)
 
-    async def _ask_inboxes(self, facts: evidence.Facts, mailbox_ids: Sequence[str]) -> None:
-        """Put what inboxes think of a message's sender among its facts, where rules ask for it."""
-        if self._correspondents is not None and self._correspondents.knows(mailbox_ids):
-            await self._correspondents.look(facts, mailbox_ids)
-
     async def _place(
         self, arrival: Arrival, judgement: Judgement, recipient: Recipient, local: Local
     ) -> LocalTarget | None:
         """Return the place of one local recipient, by the rules asked for each; None: it gets nothing."""
         decision = judgement.decision
-        if self._rulebook.asks("deliver") and not (
-            self._correspondents is not None and self._correspondents.spares(local.mailbox.id)
-        ):
+        known = self._correspondents
+        if self._rulebook.asks("deliver") and not (known and known.spares(local.mailbox.id)):
             facts = evidence.of_placement(judgement.facts, recipient.address, local.mailbox.id)
-            await self._ask_inboxes(facts, (local.mailbox.id,))
+            if known is not None:
+                await known.look(facts, (local.mailbox.id,))
             decision = merge(decision, await self._ruled("deliver", facts))
             if decision.action is Action.DISCARD:
                 return None
@@ -447,12 +434,7 @@ class Intake:
             keywords=decision.tags,
         )
 
-    async def _record(
-        self, arrival: Arrival, group: Group, judgement: Judgement, refused: Sorted | None
-    ) -> Accepted:
-        if refused is not None and refused.refusal is not None and self._rejects is not None:
-            results = self._results(arrival, judgement)
-            return self._rejects.record(arrival, group, judgement, digest=refused.digest, results=results)
+    async def _record(self, arrival: Arrival, group: Group, judgement: Judgement) -> Accepted:
         now = self._clock.now()
         message_id = arrival.message_id or ids.new("msg")
         decision = judgement.decision

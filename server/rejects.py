@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -60,22 +60,31 @@ class RejectsSettings:
     octets: int = 25 << 20
 
 
-class Sorted:
-    """What becomes of a message that is refused for reputation; refusal None: it is taken after all."""
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A message that is refused for reputation, and how it is kept. takers: inboxes that get it."""
 
-    __slots__ = ("digest", "groups", "judgements", "refusal")
+    refusal: Refusal
+    digest: bytes
+    takers: frozenset[str]
+    octets: int
+    _rejects: Rejects
 
-    def __init__(
-        self,
-        groups: Sequence[Group],
-        judgements: Sequence[Judgement],
-        refusal: Refusal | None = None,
-        digest: bytes = b"",
-    ) -> None:
-        self.groups = groups
-        self.judgements = judgements
-        self.refusal = refusal
-        self.digest = digest
+    def record(self, arrival: Arrival, group: Group, judgement: Judgement, results: bytes) -> Accepted:
+        """Return what is journaled for one organization. results: the field of authentication results."""
+        return self._rejects.record(arrival, group, judgement, digest=self.digest, results=results)
+
+    async def settle(self, committing: Awaitable[object]) -> None:
+        """Wait until it is durable; where that fails, its retry is kept like a new message."""
+        self._rejects.expect(self)
+        try:
+            await committing
+        except BaseException:
+            self._rejects.forget(self)
+            raise
+
+
+Sorted = tuple["Refused | None", Sequence[Group], Sequence[Judgement]]
 
 
 class Rejects:
@@ -103,29 +112,38 @@ class Rejects:
     async def sort(
         self, arrival: Arrival, groups: Sequence[Group], judgements: Sequence[Judgement]
     ) -> Sorted:
-        """Return who gets a message that some judgement refuses for reputation: an inbox gets it once."""
+        """Return who gets a message that some judgement refuses for reputation: an inbox gets it once.
+
+        Refused is None where it is taken after all; then the judgements quarantine it.
+        """
         decision = next(one.decision for one in judgements if one.decision.reason)
         if any(is_role(recipient.address) for recipient in arrival.envelope.recipients):
-            return Sorted(groups, [_spared(judgement) for judgement in judgements])
+            return None, groups, [_spared(judgement) for judgement in judgements]
         refusal = refusal_of(decision)
         kept: list[Group] = []
         refused: list[Judgement] = []
         digest = await self._digest(arrival, judgements[0].letter)
-        taking = await self._taking(arrival, groups, judgements, digest)
+        takers = await self._takers(groups, judgements, digest)
+        left = set(takers)
         for group, judgement in zip(groups, judgements, strict=True):
-            places = [(one, local) for one, local in group.local if taking.pop(local.mailbox.id, False)]
+            places = []
+            for recipient, local in group.local:
+                if local.mailbox.id in left:
+                    left.remove(local.mailbox.id)
+                    places.append((recipient, local))
             if places:
                 kept.append(replace(group, local=places))
                 refused.append(replace(judgement, decision=decision))
-        return Sorted(kept, refused, refusal, digest)
+        octets = judgements[0].letter.octets
+        return Refused(refusal, digest, takers, octets, self), kept, refused
 
-    async def _taking(
-        self, arrival: Arrival, groups: Sequence[Group], judgements: Sequence[Judgement], digest: bytes
-    ) -> dict[str, bool]:
+    async def _takers(
+        self, groups: Sequence[Group], judgements: Sequence[Judgement], digest: bytes
+    ) -> frozenset[str]:
         """Return the inboxes that are to have a message."""
         octets = judgements[0].letter.octets
         if not self._settings.keep_seconds or octets > self._settings.octets:
-            return {}
+            return frozenset()
         wanted = {
             local.mailbox.id
             for group, judgement in zip(groups, judgements, strict=True)
@@ -134,17 +152,14 @@ class Rejects:
             if (local.mailbox.id, digest) not in self._pending and self._has_room(local.mailbox.id, octets)
         }
         if not wanted:
-            return {}
+            return frozenset()
         known, full = await self._threads.read(
             lambda c: (
                 rejects.known(c, digest=digest, mailbox_ids=wanted),
                 rejects.full(c, mailbox_ids=wanted, octets=octets),
             )
         )
-        found = [one for one in wanted - known - full if (one, digest) not in self._pending]
-        for mailbox_id in found:
-            self._count(mailbox_id, digest, octets)
-        return dict.fromkeys(found, True)
+        return frozenset(one for one in wanted - known - full if (one, digest) not in self._pending)
 
     def _has_room(self, mailbox_id: str, octets: int) -> bool:
         """Return whether an inbox has not been filled since the last pruning; asks for one where it was."""
@@ -156,12 +171,14 @@ class Rejects:
             self._turns.wake()
         return has_room
 
-    def _count(self, mailbox_id: str, digest: bytes, octets: int) -> None:
-        self._pending[mailbox_id, digest] = None
-        if len(self._pending) > PENDING_LIMIT:
-            self._pending.popitem(last=False)
-        messages, before = self._added.get(mailbox_id, (0, 0))
-        self._added[mailbox_id] = messages + 1, before + octets
+    def expect(self, refused: Refused) -> None:
+        """Count what is about to be committed."""
+        for mailbox_id in refused.takers:
+            self._pending[mailbox_id, refused.digest] = None
+            if len(self._pending) > PENDING_LIMIT:
+                self._pending.popitem(last=False)
+            messages, before = self._added.get(mailbox_id, (0, 0))
+            self._added[mailbox_id] = messages + 1, before + refused.octets
 
     async def _digest(self, arrival: Arrival, letter: Letter) -> bytes:
         """Return what a message and its retries have in common."""
@@ -237,11 +254,10 @@ class Rejects:
             },
         )
 
-    def forget(self, records: Iterable[Accepted], digest: bytes) -> None:
-        """Take back what could not be committed, so that the retry is kept."""
-        for record in records:
-            for target in record.local:
-                self._pending.pop((target.mailbox_id, digest), None)
+    def forget(self, refused: Refused) -> None:
+        """Take back what could not be committed."""
+        for mailbox_id in refused.takers:
+            self._pending.pop((mailbox_id, refused.digest), None)
 
     async def turn(self) -> None:
         """Take away what is over its time or too much; all inboxes are looked at first and every hour."""
