@@ -175,7 +175,7 @@ class Appliance:
             threads=threads,
             clock=self.clock,
             settings=RejectsSettings(
-                keep_seconds=settings.rejects.keep_days * 86_400,
+                keep_seconds=settings.rejects.keep_seconds,
                 messages=settings.rejects.max_messages,
                 octets=settings.rejects.max_octets,
             ),

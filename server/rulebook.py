@@ -298,6 +298,9 @@ def refuse(decision: Decision) -> None:
 
 def refusal_of(decision: Decision) -> Refusal:
     """Return the Refusal of a decision that rejects or defers."""
-    # What refused came last; the rules before it may have matched too.
-    rule = next((step.rule for step in reversed(decision.trace) if step.matched), "")
+    # What refused came last, the rules before it may have matched too; behind reputation others were asked.
+    steps = [step for step in decision.trace if step.matched]
+    if decision.reason:
+        steps = [step for step in steps if step.effect.startswith(("reject", "defer"))][:1]
+    rule = steps[-1].rule if steps else ""
     return Refusal(decision.code, decision.enhanced, decision.text, f"rule {rule}")

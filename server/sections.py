@@ -398,11 +398,11 @@ class Limits(Section):
 class Rejects(Section):
     """The folder Rejects: what rules refuse with reason = "reputation", kept for the recipients."""
 
-    keep_days: int = setting(
-        7,
+    keep_seconds: int = setting(
+        7 * DAY,
         "How long refused mail is kept in Rejects. 0: it is not.",
         at_least=0,
-        at_most=366,
+        at_most=366 * DAY,
     )
     max_messages: int = setting(
         500,

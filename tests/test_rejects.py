@@ -195,7 +195,7 @@ def test_another_organizations_plain_refusal_outweighs_reputation(tmp_path):
     run(tmp_path, prepared, with_id(tmp_path))
 
 
-def test_keep_days_of_zero_keeps_nothing_and_refuses_all_the_same(tmp_path):
+def test_keeping_for_no_time_keeps_nothing_and_refuses_all_the_same(tmp_path):
     async def scenario(appliance: Appliance) -> None:
         keeping(appliance, keep_seconds=0)
         assert (await refused(appliance)).code == 554

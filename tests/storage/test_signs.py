@@ -1,0 +1,124 @@
+"""What owners do, noted with the act and learnt from once, on both databases."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from storage import mailboxes, schema, signs
+from storage.db import Database
+from storage.mailboxes import FlagMode
+from storage.signs import JUNK, NOT_JUNK, WELCOME, WRITTEN, Sign
+from tests.storage.mailroom import MAILBOX, NOW, Mailroom, open_mailroom
+
+
+@pytest.fixture
+def room(database: Database, tmp_path) -> Mailroom:
+    return open_mailroom(database, tmp_path)
+
+
+def noted(room: Mailroom) -> list[tuple[str, str]]:
+    return [(one.message_id, one.kind) for one in room.read(lambda c: signs.due(c, limit=100))]
+
+
+def learn(room: Mailroom, *found: Sign) -> list[Sign]:
+    return room.write(lambda c: signs.learn(c, found))
+
+
+def sign(
+    message_id: str, kind: str = JUNK, *, of: Sequence[str] = ("address a@b", "domain b"), at: int = NOW
+) -> Sign:
+    return Sign(MAILBOX, message_id, kind, at, tuple(of))
+
+
+def kinds(room: Mailroom) -> dict[str, str]:
+    return dict(room.rows("SELECT correspondent, kind FROM signs"))
+
+
+def test_an_act_is_noted_in_its_own_transaction(room: Mailroom) -> None:
+    first, second = room.add(2)
+    folders = room.folders["INBOX"].id, room.folders["Junk"].id
+
+    def fails(connection) -> None:
+        mailboxes.move(
+            connection, maildir=room.maildir, source_id=folders[0], target_id=folders[1], uids=[first], at=NOW
+        )
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        room.write(fails)
+    assert noted(room) == []
+    room.write(
+        lambda c: mailboxes.store_flags(
+            c, folder_id=folders[0], uids=[first, second], mode=FlagMode.ADD, flags=0, keywords=("$Junk",)
+        )
+    )
+    assert [kind for _, kind in noted(room)] == [JUNK, JUNK]
+    # What is so already says nothing new.
+    room.write(
+        lambda c: mailboxes.store_flags(
+            c, folder_id=folders[0], uids=[first, second], mode=FlagMode.ADD, flags=0, keywords=("$Junk",)
+        )
+    )
+    assert len(noted(room)) == 2
+
+
+def test_an_act_is_taken_by_one_learner(room: Mailroom) -> None:
+    room.write(lambda c: signs.note(c, mailbox_id=MAILBOX, message_ids=["m1", "m2"], kind=JUNK, at=NOW))
+    seqs = [one.seq for one in room.read(lambda c: signs.due(c, limit=100))]
+    assert room.write(lambda c: signs.claim(c, seqs)) == set(seqs)
+    assert room.write(lambda c: signs.claim(c, seqs)) == set()
+
+
+def test_a_message_gives_one_sign_and_the_last_word_counts(room: Mailroom) -> None:
+    assert len(learn(room, sign("m1"), sign("m1"))) == 1
+    assert learn(room, sign("m1", at=NOW + 5)) == []
+    assert kinds(room) == {"address a@b": JUNK, "domain b": JUNK}
+    assert learn(room, sign("m1", WELCOME))
+    assert kinds(room) == {"address a@b": WELCOME, "domain b": WELCOME}
+    assert learn(room, sign("m1", NOT_JUNK, of=())) == []  # it was none any more
+    assert learn(room, sign("m1", JUNK)) and learn(room, sign("m1", NOT_JUNK, of=()))
+    assert kinds(room) == {}
+
+
+def test_writing_again_renews_and_never_adds(room: Mailroom) -> None:
+    learn(room, sign("to a@b", WRITTEN), sign("to a@b", WRITTEN, at=NOW + 7))
+    assert room.read(lambda c: signs.of(c, mailbox_id=MAILBOX, correspondent="address a@b")) == (
+        (WRITTEN, NOW + 7),
+    )
+
+
+def test_a_closed_or_unknown_inbox_learns_nothing(room: Mailroom) -> None:
+    assert learn(room, Sign("inb_gone", "m1", JUNK, NOW, ("address a@b",))) == []
+    room.write(lambda c: c.execute(schema.mailboxes.update().values(state="closed")) and None)
+    assert learn(room, sign("m1")) == []
+
+
+def test_inboxes_with_signs_are_told(room: Mailroom) -> None:
+    assert room.read(lambda c: signs.inboxes(c, limit=10)) == []
+    learn(room, sign("m1"))
+    assert room.read(lambda c: signs.inboxes(c, limit=10)) == [MAILBOX]
+    room.write(lambda c: signs.erase(c, mailbox_id=MAILBOX))
+    assert room.read(lambda c: signs.inboxes(c, limit=10)) == []
+
+
+def test_a_correspondent_of_any_length_has_its_place(room: Mailroom) -> None:
+    long = "address " + "x" * 5000
+    learn(room, sign("m1", of=(long,)))
+    assert room.read(lambda c: signs.of(c, mailbox_id=MAILBOX, correspondent=long)) == ((JUNK, NOW),)
+
+
+@pytest.mark.parametrize(
+    ("words", "is_removal", "kind"),
+    [
+        (["$Junk"], False, JUNK),
+        (["x", "JUNK"], False, JUNK),
+        (["$NotJunk"], False, WELCOME),
+        (["$Junk", "$NotJunk"], False, JUNK),
+        (["$Junk"], True, NOT_JUNK),
+        (["NonJunk"], True, signs.NOT_WELCOME),
+        (["Junkyard", "$Forwarded"], False, ""),
+        ([], False, ""),
+    ],
+)
+def test_keywords_that_tell_something(words, is_removal, kind) -> None:
+    assert signs.marked(words, is_removal=is_removal) == kind
