@@ -14,22 +14,27 @@ _TOLD = frozenset({Source.MX, Source.LMTP, Source.LOCAL, Source.FORWARD})
 CODE, ENHANCED, TEXT = 550, "5.2.1", "Mailbox is closed"
 
 
-def told(record: Accepted, target: LocalTarget, *, file: str) -> tuple[str, dict[str, object]]:
-    """Return kind and data of the event for one local target that has no place. file: its name in aside/."""
-    recipient = _recipient(record, target)
-    data: dict[str, object] = {"recipient": target.recipient, "file": file}
-    if recipient is None:
-        return "message.aside", data
-    data |= {"code": CODE, "enhanced": ENHANCED, "text": TEXT, "orcpt": recipient.orcpt or ""}
-    return "message.bounced", data
+def told(record: Accepted, target: LocalTarget, *, file: str) -> list[tuple[str, dict[str, object]]]:
+    """Return kind and data of the events for one local target that has no place. file: its name in aside/."""
+    recipients = _recipients(record, target)
+    if not recipients:
+        return [("message.aside", {"recipient": target.recipient, "file": file})]
+    data: dict[str, object] = {"code": CODE, "enhanced": ENHANCED, "text": TEXT, "file": file}
+    # What stands on top of this inbox's copy is not the sender's affair.
+    data["prefix_octets"] = len(target.prefix)
+    return [
+        ("message.bounced", {"recipient": one.address, "orcpt": one.orcpt or "", **data})
+        for one in recipients
+    ]
 
 
-def _recipient(record: Accepted, target: LocalTarget) -> Recipient | None:
-    """Return the recipient whose sender may be told, None where nobody may."""
+def _recipients(record: Accepted, target: LocalTarget) -> list[Recipient]:
+    """Return the recipients whose sender may be told.
+
+    A redirect stands for all that the sender named; a copy that policy made for none of them.
+    """
     if record.source not in _TOLD or record.envelope.reverse_path is None:
-        return None
-    for recipient in record.envelope.recipients:
-        if recipient.address == target.recipient:
-            may_tell = recipient.notify is None or "FAILURE" in recipient.notify
-            return recipient if may_tell else None
-    return None  # a copy that policy made: its sender knows nothing of it
+        return []
+    is_redirect = record.decision.redirect == target.recipient
+    named = [one for one in record.envelope.recipients if is_redirect or one.address == target.recipient]
+    return [one for one in named if one.notify is None or "FAILURE" in one.notify]

@@ -322,10 +322,12 @@ class Applier:
         for index, (target, location) in enumerate(zip(record.local, work.locations, strict=True)):
             if location is None and target.folder != REJECTS:
                 name = self._placing.aside_name(work, index)
-                kind, data = absent.told(record, target, file=name)
                 _log.error("message %s has no inbox to go to, it lies aside as %s", record.message_id, name)
                 # One time for all: then one notice tells of them all.
-                work.events.append(replace(self._event(work, kind, data), at=at))
+                work.events += [
+                    replace(self._event(work, kind, data), at=at)
+                    for kind, data in absent.told(record, target, file=name)
+                ]
 
     def _succeed(self, works: Sequence[Work], placed: Sequence[tuple[Placed, ...]]) -> None:
         with self._ready:

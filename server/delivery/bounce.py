@@ -177,12 +177,13 @@ class Bouncer:
         ]
         if not statuses:
             return made
-        path = self._threads.store.message_path(message_id)
-        for name in _aside_files(group)[:1]:
+        path, start = self._threads.store.message_path(message_id), 0
+        for event in [one for one in group if one.data.get("file")][:1]:
             # No inbox took it and no queue has it: it lies aside.
-            path = self._threads.store.aside_path(name)
+            path = self._threads.store.aside_path(_text(event, "file"))
+            start = int(_text(event, "prefix_octets") or 0)
         returned = returned_part(about, group)
-        content, returned = await self._threads.run(_returned, path, returned)
+        content, returned = await self._threads.run(_returned, path, returned, start)
         notice_id = derived_id(group[0].id)
         report = Report(
             reporting_mta=self._hostname,
@@ -342,10 +343,11 @@ def _diagnostic(event: Event) -> str:
     )
 
 
-def _returned(path: Path, returned: Returned) -> tuple[bytes, Returned]:
+def _returned(path: Path, returned: Returned, start: int) -> tuple[bytes, Returned]:
     """Return what the notice is made of; a file that is gone leaves the notice without its header."""
     try:
         with path.open("rb") as file:
+            file.seek(start)
             content = file.read(FULL_OCTETS + 1)
     except FileNotFoundError:
         return b"", Returned.HDRS
