@@ -175,19 +175,23 @@ class Correspondents:
             acts = await self._threads.read(partial(signs.due, after=after, limit=PAGE))
             if not acts:
                 return
-            found = [(act, sign) for act in acts for sign in await self._signs(act)]
+            about = await self._threads.read(partial(signs.about, acts=acts))
+            found = [
+                (act, sign)
+                for act, known in zip(acts, about, strict=True)
+                for sign in await self._signs(act, known)
+            ]
             await self._threads.write(partial(_keep, acts=acts, found=found, at=self._clock.now()))
             after = acts[-1].seq
 
-    async def _signs(self, act: Due) -> list[Sign]:
+    async def _signs(self, act: Due, about: signs.Received | signs.Sent | None) -> list[Sign]:
+        if isinstance(about, signs.Sent):
+            return _of_sent(act, about)
         if act.mailbox_id is None:
-            return await self._of_sent(act)
+            return []
         made = Sign(act.mailbox_id, act.message_id, act.kind, act.at, ())
         if act.kind not in WEIGHTS:
             return [made]
-        about = await self._threads.read(
-            partial(signs.received, mailbox_id=act.mailbox_id, message_id=act.message_id)
-        )
         if about is None:
             return []
         authors = await self._threads.run(_authors, self._paths(act.mailbox_id, about))
@@ -203,19 +207,20 @@ class Correspondents:
             for place in about.places
         ]
 
-    async def _of_sent(self, act: Due) -> list[Sign]:
-        sent = await self._threads.read(partial(signs.sent, message_id=act.message_id))
-        if sent is None or len(sent.recipients) > RECIPIENTS_LIMIT:
-            return []
-        made = []
-        for recipient in sent.recipients:
-            try:
-                address = normalise(recipient)
-            except AddressSyntax:
-                continue
-            told_of = (f"address {address}", f"domain {address.rpartition('@')[2]}")
-            made.append(Sign(sent.mailbox_id, f"to {address}", WRITTEN, act.at, told_of))
-        return made
+
+def _of_sent(act: Due, sent: signs.Sent) -> list[Sign]:
+    """Return a sign for each recipient of a letter; a mailing is none."""
+    if len(sent.recipients) > RECIPIENTS_LIMIT:
+        return []
+    made = []
+    for recipient in sent.recipients:
+        try:
+            address = normalise(recipient)
+        except AddressSyntax:
+            continue
+        told_of = (f"address {address}", f"domain {address.rpartition('@')[2]}")
+        made.append(Sign(sent.mailbox_id, f"to {address}", WRITTEN, act.at, told_of))
+    return made
 
 
 def score(found: Iterable[tuple[str, int]], *, now: int) -> int:
@@ -260,6 +265,7 @@ def _keep(
 ) -> None:
     taken = signs.claim(connection, [act.seq for act in acts])
     new = signs.learn(connection, [sign for act, sign in found if act.seq in taken])
+    signs.trim(connection, mailbox_ids={sign.mailbox_id for sign in new})
     made = [
         Event(
             id=ids.new("evt"),

@@ -33,6 +33,8 @@ _TAKEN = {NOT_JUNK: JUNK, NOT_WELCOME: WELCOME}
 DUE = "signs due"  # the notice's topic; 'signs' with an inbox's id says that some were learnt
 AT_ONCE = 1000  # of one act's messages: what is done to more tells no more
 LIMIT = 10_000  # an inbox
+SLACK = 500  # how far beyond it a trim lets an inbox come
+RENEWED = 86_400_000_000  # that somebody was written to is noted once a day
 CORRESPONDENT_CHARACTERS = 400
 PRUNE_ROWS = 5000
 # What clients call them: RFC 9051's, Thunderbird's and those before the RFC.
@@ -41,6 +43,7 @@ _WELCOME_WORDS = frozenset({"$notjunk", "notjunk", "nonjunk"})
 _MARKS = _JUNK_WORDS | _WELCOME_WORDS
 _STRANGE = frozenset({Source.MX.value, Source.LMTP.value})
 _DUE = "mailbox_id, message_id, kind, at"
+_KEY = (schema.signs.c.mailbox_id, schema.signs.c.message_id, schema.signs.c.correspondent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +148,9 @@ def learn(connection: Connection, found: Sequence[Sign]) -> list[Sign]:
         if sign.mailbox_id not in open_boxes:
             continue
         here = (table.c.mailbox_id == sign.mailbox_id) & (table.c.message_id == sign.message_id)
-        known = connection.execute(select(table.c.kind).where(here).limit(1)).scalar()
-        if known == sign.kind and known != WRITTEN:
+        row = connection.execute(select(table.c.kind, table.c.at).where(here).limit(1)).first()
+        known, last = (None, 0) if row is None else (row.kind, row.at)
+        if known == sign.kind and (known != WRITTEN or sign.at - last < RENEWED):
             continue
         if sign.kind in _TAKEN and known != _TAKEN[sign.kind]:
             continue
@@ -183,18 +187,26 @@ def inboxes(connection: Connection, *, limit: int) -> list[str]:
 
 
 def prune(connection: Connection, *, before: int) -> None:
-    """Forget signs older than a time, PRUNE_ROWS at most, and of each inbox the oldest beyond LIMIT."""
+    """Forget signs older than a time, PRUNE_ROWS at most."""
+    query = select(*_KEY).where(schema.signs.c.at < before).order_by(schema.signs.c.at).limit(PRUNE_ROWS)
+    _forget(connection, connection.execute(query).all())
+
+
+def trim(connection: Connection, *, mailbox_ids: Collection[str]) -> None:
+    """Forget the oldest signs of inboxes that have too many."""
     table = schema.signs
-    columns = (table.c.mailbox_id, table.c.message_id, table.c.correspondent)
-    old = select(*columns).where(table.c.at < before).order_by(table.c.at).limit(PRUNE_ROWS)
-    rows = [tuple(row) for row in connection.execute(old)]
-    counted = select(table.c.mailbox_id, func.count()).group_by(table.c.mailbox_id)
-    for mailbox_id, count in connection.execute(counted.having(func.count() > LIMIT)).all():
-        excess = select(*columns).where(table.c.mailbox_id == mailbox_id).order_by(table.c.at)
-        rows += [tuple(row) for row in connection.execute(excess.limit(min(count - LIMIT, PRUNE_ROWS)))]
+    for mailbox_id in sorted(mailbox_ids):
+        here = table.c.mailbox_id == mailbox_id
+        count = connection.execute(select(func.count()).select_from(table).where(here)).scalar_one()
+        if count > LIMIT + SLACK:
+            oldest = select(*_KEY).where(here).order_by(table.c.at).limit(count - LIMIT)
+            _forget(connection, connection.execute(oldest).all())
+
+
+def _forget(connection: Connection, rows: Iterable[Sequence[str]]) -> None:
     text = "DELETE FROM signs WHERE mailbox_id = ? AND message_id = ? AND correspondent = ?"
     for row in rows:
-        run(connection, text, row)
+        run(connection, text, tuple(row))
 
 
 def erase(connection: Connection, *, mailbox_id: str) -> None:
@@ -228,6 +240,16 @@ class Sent:
 
     mailbox_id: str
     recipients: tuple[str, ...]
+
+
+def about(connection: Connection, *, acts: Sequence[Due]) -> list[Received | Sent | None]:
+    """Return for each act what is known of its message, None where there is nothing to learn from it."""
+    return [
+        sent(connection, message_id=act.message_id)
+        if act.mailbox_id is None
+        else received(connection, mailbox_id=act.mailbox_id, message_id=act.message_id)
+        for act in acts
+    ]
 
 
 def received(connection: Connection, *, mailbox_id: str, message_id: str) -> Received | None:

@@ -376,7 +376,10 @@ def test_signs_are_pruned_by_age_and_number(tmp_path, monkeypatch):
         appliance.store.database.write(lambda c: signs.prune(c, before=NOW + 2))
         assert len(rows(appliance, schema.signs, "at")) == 16
         monkeypatch.setattr(signs, "LIMIT", 5)
-        appliance.store.database.write(lambda c: signs.prune(c, before=0))
+        appliance.store.database.write(lambda c: signs.trim(c, mailbox_ids={box}))
+        assert len(rows(appliance, schema.signs, "at")) == 16
+        monkeypatch.setattr(signs, "SLACK", 10)
+        appliance.store.database.write(lambda c: signs.trim(c, mailbox_ids={box}))
         left = sorted(row[0] - NOW for row in rows(appliance, schema.signs, "at"))
         assert left == [7, 8, 8, 9, 9]
 

@@ -80,11 +80,12 @@ def test_a_message_gives_one_sign_and_the_last_word_counts(room: Mailroom) -> No
     assert kinds(room) == {}
 
 
-def test_writing_again_renews_and_never_adds(room: Mailroom) -> None:
-    learn(room, sign("to a@b", WRITTEN), sign("to a@b", WRITTEN, at=NOW + 7))
-    assert room.read(lambda c: signs.of(c, mailbox_id=MAILBOX, correspondent="address a@b")) == (
-        (WRITTEN, NOW + 7),
-    )
+def test_writing_again_renews_once_a_day_and_never_adds(room: Mailroom) -> None:
+    later = NOW + signs.RENEWED
+    for at, expected in ((NOW, NOW), (NOW + 7, NOW), (later, later)):
+        learn(room, sign("to a@b", WRITTEN, at=at))
+        found = room.read(lambda c: signs.of(c, mailbox_id=MAILBOX, correspondent="address a@b"))
+        assert found == ((WRITTEN, expected),)
 
 
 def test_a_closed_or_unknown_inbox_learns_nothing(room: Mailroom) -> None:
