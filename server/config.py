@@ -129,10 +129,10 @@ def _check_names(settings: Settings) -> Iterator[Finding]:
     full = re.fullmatch(rf"{label}(\.{label}){dots}", name)
     if not full or len(name) > 253 or name.rpartition(".")[2].isdigit():
         yield Finding("server.hostname", "it is no fully qualified domain name")
-    try:
-        normalise(settings.server.postmaster or f"postmaster@{name}")
-    except (AddressSyntax, ValueError):
-        if settings.server.postmaster:
+    if settings.server.postmaster:
+        try:
+            normalise(settings.server.postmaster)
+        except (AddressSyntax, ValueError):
             yield Finding("server.postmaster", "it is no mail address")
     path = str(settings.control.socket)
     if len(path.encode()) > 107:

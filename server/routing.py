@@ -139,7 +139,8 @@ class Group:
 def is_role(address: str) -> bool:
     """Return whether an address is postmaster's or abuse's, in any case, of any domain or none."""
     local = address.rpartition("@")[0] or address
-    return local.split("+", 1)[0].lower() in ROLE_LOCAL_PARTS
+    # A quoted string names the same mailbox (RFC 5321 4.1.2).
+    return local.strip('"').split("+", 1)[0].lower() in ROLE_LOCAL_PARTS
 
 
 NO_OPERATOR = Refuse(451, "4.3.5", "Mail for the operator cannot be taken now, try again later")

@@ -21,6 +21,7 @@ from storage.placing import Location
 from storage.schema import folders, mailboxes
 
 LIMIT = 20_000
+ATTEMPTS = 3
 _log = logging.getLogger(__name__)
 _LOOKUP = 300
 
@@ -58,10 +59,15 @@ class Locations:
         """Make the folder of refused mail where it is wanted for the first time, or was deleted."""
         mailbox_ids = {mailbox_id for _, mailbox_id, _ in lacking}
         now = time.time_ns() // 1000
-        try:
-            self._database.write(partial(rejects.make_folders, mailbox_ids=mailbox_ids, at=now))
-        except (Conflict, Full, Missing, BadName) as error:
-            _log.warning("refused mail is not kept: %s", error)
+        for _ in range(ATTEMPTS):
+            try:
+                self._database.write(partial(rejects.make_folders, mailbox_ids=mailbox_ids, at=now))
+                break
+            except Conflict:
+                continue  # another process made one meanwhile: the rest are still to be made
+            except (Full, Missing, BadName) as error:
+                _log.warning("refused mail is not kept: %s", error)
+                break
         self._known.update(self._database.read(lambda connection: self._look_up(connection, lacking)))
 
     def _look_up(self, connection: Connection, missing: set[Wanted]) -> dict[Wanted, Location]:

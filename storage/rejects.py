@@ -14,6 +14,7 @@ from sqlalchemy import Connection, delete, func, select
 
 from storage import schema
 from storage.entries import expunge
+from storage.errors import Full
 from storage.folder_names import REJECTS
 from storage.folders import create_folder, find_folder, set_subscribed
 from storage.maildir import Maildir
@@ -24,6 +25,7 @@ KIND = "message.refused"
 PRUNE_ROWS = 500
 # Real mail comes first: of a limited inbox Rejects has what is left of this much.
 QUOTA_TENTHS = 9
+ARRIVED = 3 * 86_400_000_000  # so long senders try again
 _table = schema.rejects
 
 
@@ -66,7 +68,10 @@ def make_folders(connection: Connection, *, mailbox_ids: Collection[str], at: in
     query = select(boxes.c.id).where(boxes.c.id.in_(list(mailbox_ids)), boxes.c.state != "closed")
     for mailbox_id in list(connection.execute(query.order_by(boxes.c.id)).scalars()):
         if find_folder(connection, mailbox_id=mailbox_id, name=REJECTS) is None:
-            create_folder(connection, mailbox_id=mailbox_id, name=REJECTS, at=at)
+            try:
+                create_folder(connection, mailbox_id=mailbox_id, name=REJECTS, at=at)
+            except Full:
+                continue  # an inbox with so many folders that no other fits keeps nothing
             # Many clients show what is subscribed to and nothing else.
             set_subscribed(connection, mailbox_id=mailbox_id, name=REJECTS, subscribed=True)
 
@@ -83,14 +88,16 @@ def prune(
 ) -> int:
     """Take away what was kept before a time, and of each inbox the oldest beyond its limits.
 
-    mailbox_ids: those to look at for their limits, None for all. Returns how many went,
-    PRUNE_ROWS of each kind at most: called again, it goes on.
+    mailbox_ids: those to look at for their limits, None for all; then also what has come after all goes.
+    Returns how many went, PRUNE_ROWS of each kind at most: called again, it goes on.
     """
     old = select(_table.c.mailbox_id, _table.c.digest, _table.c.message_id).where(_table.c.at < before)
     gone = [tuple(row) for row in connection.execute(old.order_by(_table.c.at).limit(PRUNE_ROWS))]
     if mailbox_ids is None or mailbox_ids:
         gone += _too_much(connection, messages, octets, mailbox_ids)
         gone += _in_the_way(connection, mailbox_ids)
+    if mailbox_ids is None:
+        gone += _arrived(connection, since=at - ARRIVED)
     by_mailbox: dict[str, dict[bytes, str]] = {}
     for mailbox_id, digest, message_id in gone:
         by_mailbox.setdefault(mailbox_id, {})[bytes(digest)] = message_id
@@ -138,6 +145,19 @@ def _in_the_way(connection: Connection, mailbox_ids: Collection[str] | None) -> 
             excess -= row.octets
             found.append((mailbox_id, row.digest, row.message_id))
     return found
+
+
+def _arrived(connection: Connection, *, since: int) -> list[tuple[str, bytes, str]]:
+    """Return what was refused for a time and has come to the same inbox since, octet by octet."""
+    text = (
+        "SELECT r.mailbox_id, r.digest, r.message_id FROM rejects r "
+        "JOIN messages m ON m.id = r.message_id "
+        "JOIN messages o ON o.organization_id = m.organization_id "
+        "AND o.message_id_header = m.message_id_header AND o.id <> m.id AND o.digest = m.digest "
+        "JOIN entries e ON e.message_id = o.id JOIN folders f ON f.id = e.folder_id "
+        "WHERE r.at > ? AND m.message_id_header <> '' AND f.mailbox_id = r.mailbox_id AND f.name <> ? LIMIT ?"
+    )
+    return [tuple(row) for row in run(connection, text, (since, REJECTS, PRUNE_ROWS)).fetchall()]
 
 
 def _take(connection: Connection, maildir: Maildir, mailbox_id: str, gone: dict[bytes, str], at: int) -> None:

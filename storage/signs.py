@@ -182,8 +182,9 @@ def of(
 
 def inboxes(connection: Connection, *, limit: int) -> list[str]:
     """Return the inboxes that have signs."""
-    query = select(schema.signs.c.mailbox_id).distinct().order_by(schema.signs.c.mailbox_id)
-    return list(connection.execute(query.limit(limit)).scalars())
+    boxes = schema.mailboxes.c
+    has_signs = select(schema.signs.c.kind).where(schema.signs.c.mailbox_id == boxes.id).exists()
+    return list(connection.execute(select(boxes.id).where(has_signs).limit(limit)).scalars())
 
 
 def prune(connection: Connection, *, before: int) -> None:

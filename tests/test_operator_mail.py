@@ -163,6 +163,7 @@ def test_what_keeps_the_operator_from_reading_is_told(tmp_path):
         ("postmaster", True),
         ("Abuse@x.example", True),
         ("abuse+tag@x.example", True),
+        ('"postmaster"@x.example', True),
         ("postmasters@x.example", False),
         ("a@postmaster", False),
         ("", False),

@@ -139,3 +139,23 @@ def test_the_same_message_twice_in_one_batch_is_remembered_once(store: Store) ->
     deliver(store, replace(second, events=(event,)))
     assert len(rows(store.database, schema.rejects)) == 1
     assert len(lying(store)) == 2
+
+
+def test_what_has_come_after_all_goes_from_rejects(store: Store) -> None:
+    body = b"Message-ID: <1@far.example>\r\nSubject: code\r\n\r\n123\r\n"
+    for item in (
+        refused(body=body, local=(local(folder=REJECTS), local("inb_1", folder=REJECTS))),
+        record(body),
+        record(body + b"Something else under this id.\r\n", local=(local("inb_1"),)),
+        refused(body=b"Subject: no id\r\n\r\nx\r\n", local=(local(folder=REJECTS),)),
+    ):
+        deliver(store, item)
+    # As rendering finds it; the store of these tests has none that reads.
+    with_id = update(schema.messages).where(schema.messages.c.octets != len(b"Subject: no id\r\n\r\nx\r\n"))
+    store.database.write(lambda c: c.execute(with_id.values(message_id_header="<1@far.example>")) and None)
+    assert prune(store, at=AT + 10, mailbox_ids=[]) == 0
+    assert prune(store, at=AT + 10) == 1
+    left = {row.mailbox_id for row in rows(store.database, schema.rejects, schema.rejects.c.octets > 0)}
+    assert left == {"inb_0", "inb_1"}
+    assert len(rows(store.database, schema.rejects)) == 2
+    assert len(lying(store)) == 4

@@ -1,14 +1,19 @@
 """What owners do, noted with the act and learnt from once, on both databases."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection
 
 from storage import mailboxes, schema, signs
 from storage.db import Database
 from storage.mailboxes import FlagMode
-from storage.signs import JUNK, NOT_JUNK, WELCOME, WRITTEN, Sign
+from storage.records import Envelope, Peer, Recipient, Source
+from storage.signs import JUNK, NOT_JUNK, WELCOME, WRITTEN, Due, Sign
+from storage.store import Store
 from tests.storage.mailroom import MAILBOX, NOW, Mailroom, open_mailroom
+from tests.storage.samples import AT, ORGANIZATION, deliver, fill, opened, record, remote
 
 
 @pytest.fixture
@@ -123,3 +128,100 @@ def test_a_correspondent_of_any_length_has_its_place(room: Mailroom) -> None:
 )
 def test_keywords_that_tell_something(words, is_removal, kind) -> None:
     assert signs.marked(words, is_removal=is_removal) == kind
+
+
+@pytest.fixture
+def store(database_url: str, tmp_path: Path) -> Iterator[Store]:
+    with opened(tmp_path / "data", database_url) as made:
+        fill(made.database)
+        yield made
+
+
+def due(store: Store) -> list[Due]:
+    return store.database.read(lambda c: signs.due(c, limit=10))
+
+
+def test_of_a_strangers_message_is_known_who_vouched_and_where_it_lies(store: Store, tmp_path: Path) -> None:
+    item = record()
+    deliver(store, item)
+    acts = [
+        Due(1, "inb_0", item.message_id, JUNK, AT),
+        Due(2, "inb_1", item.message_id, JUNK, AT),  # not in that inbox
+        Due(3, "inb_0", "msg_gone", JUNK, AT),
+    ]
+    found, *others = store.database.read(lambda c: signs.about(c, acts=acts))
+    assert others == [None, None]
+    assert isinstance(found, signs.Received)
+    assert (found.client, found.verdicts[0].domain) == ("192.0.2.1", "a.example")
+    (place,) = found.places
+    path = store.maildir.folder_path("inb_0", place.folder) / place.file
+    assert path.read_bytes()[place.prefix_octets :] == item.content
+
+
+@pytest.mark.parametrize("source", [Source.LOCAL, Source.APPEND, Source.NOTICE])
+def test_what_did_not_come_from_a_stranger_tells_nothing(store: Store, source: Source) -> None:
+    item = record(source=source)
+    deliver(store, item)
+    acts = [Due(1, "inb_0", item.message_id, JUNK, AT)]
+    assert store.database.read(lambda c: signs.about(c, acts=acts)) == [None]
+
+
+@pytest.mark.parametrize(
+    ("identity", "reverse_path", "expected"),
+    [
+        ("crd_1", "other@b.example", "inb_1"),
+        ("key_1", "other@b.example", "inb_2"),
+        ("key_org", "INB_0@b.example", "inb_0"),
+        ("key_org", "other@b.example", None),
+        (None, None, None),
+    ],
+)
+def test_sent_mail_is_of_the_inbox_that_logged_in_or_wrote_it(
+    store: Store, identity: str | None, reverse_path: str | None, expected: str | None
+) -> None:
+    def logins(connection: Connection) -> None:
+        key = {
+            "organization_id": ORGANIZATION, "name": "k", "prefix": "k", "scopes": "", "created_at": 1,
+        }  # fmt: skip
+        connection.execute(
+            schema.credentials.insert().values(
+                id="crd_1",
+                organization_id=ORGANIZATION,
+                mailbox_id="inb_1",
+                name="c",
+                password_hash="x",
+                scram_verifier="",
+                created_at=1,
+            )
+        )
+        for number, (key_id, mailbox_id) in enumerate((("key_1", "inb_2"), ("key_org", None))):
+            values = {**key, "id": key_id, "mailbox_id": mailbox_id, "key_hash": bytes([number])}
+            connection.execute(schema.api_keys.insert().values(values))
+
+    store.database.write(logins)
+    envelope = Envelope(reverse_path, (Recipient("ada@far.example"),))
+    item = record(
+        source=Source.SUBMISSION,
+        local=(),
+        remote=(remote(),),
+        envelope=envelope,
+        peer=Peer("", identity=identity),
+    )
+    deliver(store, item)
+    (act,) = due(store)
+    assert (act.mailbox_id, act.kind, act.message_id) == (None, WRITTEN, item.message_id)
+    (found,) = store.database.read(lambda c: signs.about(c, acts=[act]))
+    assert (found and found.mailbox_id) == expected
+    if found is not None:
+        assert found.recipients == ("ada@far.example",)
+
+
+def test_too_many_signs_are_trimmed_to_the_newest(room: Mailroom, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signs, "LIMIT", 4)
+    monkeypatch.setattr(signs, "SLACK", 2)
+    learn(room, *[sign(f"m{number}", at=NOW + number) for number in range(3)])
+    room.write(lambda c: signs.trim(c, mailbox_ids={MAILBOX}))
+    assert len(room.rows("SELECT at FROM signs")) == 6
+    learn(room, sign("m3", at=NOW + 3))
+    room.write(lambda c: signs.trim(c, mailbox_ids={MAILBOX}))
+    assert sorted(row[0] - NOW for row in room.rows("SELECT at FROM signs")) == [2, 2, 3, 3]
