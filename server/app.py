@@ -160,6 +160,7 @@ class Appliance:
         secret = kept_secret(self.settings.server.data_directory / "decoy.secret")
         login = Login(threads, self.clock, decoy_secret=secret)
         resolver = self._resolver()
+        self._add("resolver", stop=resolver.close)
         standing = Standing(
             threads=threads,
             clock=self.clock,

@@ -11,7 +11,6 @@ import base64
 import contextlib
 import hashlib
 import hmac
-import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from server.mail.address import AddressSyntax, normalise
 from server.refusal import Refusal
 from server.sockets import network_of
 from storage import accounts
+from storage.files import put
 from storage.records import ApiKey, Credential, Mailbox
 
 if TYPE_CHECKING:
@@ -85,10 +85,7 @@ def kept_secret(path: Path) -> bytes:
         if len(octets) == SECRET_OCTETS:
             return octets
     octets = secrets.token_bytes(SECRET_OCTETS)
-    pending = path.with_name(path.name + ".new")
-    with open(os.open(pending, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
-        file.write(octets)
-    pending.replace(path)
+    put(path, octets)
     return octets
 
 

@@ -6,6 +6,7 @@ allows (the processor here takes them out of every line otherwise).
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import sys
@@ -14,9 +15,12 @@ from typing import Any
 
 import structlog
 
+from storage.errors import StorageError
+
 # RFC 5321 4.1.2 in the rough: what looks like a mailbox, quoted or not.
 _ADDRESS = re.compile(r"[^\s<>\"'(),;:@]{1,64}@[^\s<>\"'(),;:@]{1,255}")
 HIDDEN = "<address>"
+_DISK = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENODEV})
 
 
 def configure(*, level: str, form: str, addresses: bool) -> None:
@@ -25,6 +29,7 @@ def configure(*, level: str, form: str, addresses: bool) -> None:
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        name_storage_trouble,
         structlog.processors.format_exc_info,
     ]
     if not addresses:
@@ -54,6 +59,18 @@ def configure(*, level: str, form: str, addresses: bool) -> None:
     # These speak of every request and connection at levels that operators use for trouble.
     for name in ("uvicorn.access", "alembic", "mail.log", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def name_storage_trouble(
+    _logger: Any, _name: str, line: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Say what store or disk refused in their own words: where in our code it was felt helps nobody."""
+    found = line.get("exc_info")
+    error = sys.exc_info()[1] if found is True else found[1] if isinstance(found, tuple) else found
+    if isinstance(error, StorageError) or (isinstance(error, OSError) and error.errno in _DISK):
+        del line["exc_info"]
+        line.setdefault("problem", str(error))
+    return line
 
 
 def hide_addresses(_logger: Any, _name: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

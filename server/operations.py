@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from server.arguments import WrongArguments, check
 from server.login import hash_password, new_key, new_password, scram_verifier
 from server.mail.address import AddressSyntax, normalise, parse_mailbox
 from server.policy_acts import ACTS, note
@@ -18,7 +19,7 @@ from server.routing import operator_fault
 from server.sender_auth import zone
 from server.sender_auth.keys import ALGORITHMS, make_key
 from storage import accounts, events, grants, queue_view, reconcile
-from storage.errors import Conflict, Missing
+from storage.errors import Conflict, Full, Missing
 from storage.records import Domain, Event, Grant, Mailbox, Organization
 
 if TYPE_CHECKING:
@@ -348,13 +349,16 @@ def perform(context: Context, name: str, arguments: Mapping[str, Any]) -> dict[s
     if operation is None:
         raise OperationFailed("no_such_operation", f"{name}: there is no such operation")
     try:
+        check(operation, arguments)
         return operation(context, **arguments)
+    except WrongArguments as error:
+        raise OperationFailed("bad_arguments", f"{name}: {error}") from None
     except Conflict as error:
         raise OperationFailed("exists_already", str(error)) from error
     except Missing as error:
         raise OperationFailed("not_found", str(error)) from error
-    except TypeError as error:
-        raise OperationFailed("bad_arguments", f"{name}: {error}") from error
+    except Full as error:
+        raise OperationFailed("no_room", str(error)) from error
 
 
 def _step(event: Event) -> dict[str, Any]:

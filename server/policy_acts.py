@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from policies import lists
 from policies.compile import compile_rules
 from policies.rules import ListKind
+from server.arguments import WrongArguments
 from server.mail.address import AddressSyntax, normalise
 from server.trial import DIFFERENCES_LIMIT, Book, Replay
 from storage import accounts, audit, events, ids, queue_acts, sending
@@ -79,7 +80,7 @@ def policy_replay(
 ) -> dict[str, Any]:
     """Try two rule sets on the messages accepted since a time; returns those that fare otherwise."""
     stored = context.store.database.read(sending.list_entries)
-    books = [make_book({**one, "lists": {**stored, **one["lists"]}}) for one in (before, after)]
+    books = [_sent_book(one, stored) for one in (before, after)]
     replay = Replay(context.store, *books)
     differences = list(replay.run(since=since, limit=min(limit, DIFFERENCES_LIMIT)))
     return {
@@ -88,6 +89,17 @@ def policy_replay(
         "changed": replay.changed,
         "differences": differences,
     }
+
+
+def _sent_book(bundle: Mapping[str, Any], stored: Mapping[str, list[str]]) -> Book:
+    try:
+        return make_book({**bundle, "lists": {**stored, **bundle["lists"]}})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise WrongArguments(
+            "a rule set is {rules: [[path, text]], lists: {name: [line]}, limits}"
+        ) from error
+    except ValueError as error:
+        raise WrongArguments(str(error)) from error
 
 
 def policy_pauses(context: Context) -> dict[str, Any]:

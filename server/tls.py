@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
-import os
 import ssl
 from pathlib import Path
 
@@ -17,6 +16,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
+from storage.files import put
 
 # RFC 9325 4.2: ECDHE with AEAD; TLS 1.3 suites are always on.
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
@@ -105,9 +106,8 @@ def make_self_signed(directory: Path, *, names: list[str], days: int = 825) -> t
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    with open(os.open(key_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(pem)
-    certificate_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    put(key_file, pem)
+    put(certificate_file, certificate.public_bytes(serialization.Encoding.PEM), mode=0o644)
     return certificate_file, key_file
 
 

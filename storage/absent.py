@@ -7,16 +7,17 @@ is on its way the file lies aside in both cases, and an event says which.
 
 from __future__ import annotations
 
-from storage.records import Accepted, LocalTarget, Recipient, Source
+from storage.codec import Encoded, read_decision, read_envelope
+from storage.records import LocalTarget, Recipient, Source
 
 # Doors by which a stranger's mail comes: of one's own Sent copy nobody needs a notice.
 _TOLD = frozenset({Source.MX, Source.LMTP, Source.LOCAL, Source.FORWARD})
 CODE, ENHANCED, TEXT = 550, "5.2.1", "Mailbox is closed"
 
 
-def told(record: Accepted, target: LocalTarget, *, file: str) -> list[tuple[str, dict[str, object]]]:
+def told(encoded: Encoded, target: LocalTarget, *, file: str) -> list[tuple[str, dict[str, object]]]:
     """Return kind and data of the events for one local target that has no place. file: its name in aside/."""
-    recipients = _recipients(record, target)
+    recipients = _recipients(encoded, target)
     if not recipients:
         return [("message.aside", {"recipient": target.recipient, "file": file})]
     data: dict[str, object] = {"code": CODE, "enhanced": ENHANCED, "text": TEXT, "file": file}
@@ -28,13 +29,16 @@ def told(record: Accepted, target: LocalTarget, *, file: str) -> list[tuple[str,
     ]
 
 
-def _recipients(record: Accepted, target: LocalTarget) -> list[Recipient]:
+def _recipients(encoded: Encoded, target: LocalTarget) -> list[Recipient]:
     """Return the recipients whose sender may be told.
 
     A redirect stands for all that the sender named; a copy that policy made for none of them.
     """
+    record = encoded.record
     if record.source not in _TOLD or record.envelope.reverse_path is None:
         return []
-    is_redirect = record.decision.redirect == target.recipient
-    named = [one for one in record.envelope.recipients if is_redirect or one.address == target.recipient]
+    # By the texts: a worker's record has no objects made of them.
+    is_redirect = read_decision(encoded.decision).redirect == target.recipient
+    recipients = read_envelope(encoded.envelope).recipients
+    named = [one for one in recipients if is_redirect or one.address == target.recipient]
     return [one for one in named if one.notify is None or "FAILURE" in one.notify]

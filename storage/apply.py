@@ -13,24 +13,22 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from itertools import chain
 
 from sqlalchemy.exc import DBAPIError
 
-from storage import absent, ids
+from storage import mishaps
 from storage.codec import content_octets
 from storage.db import Database
 from storage.errors import Corrupt, StorageError
-from storage.folder_names import REJECTS
 from storage.journal import Applied, Complete, Journaled
 from storage.locations import Locations
 from storage.placing import Location, Placing, Present, Work
-from storage.records import Accepted, Event, Placed, Spooled
-from storage.rendition import prepare
+from storage.records import Accepted, Placed, Spooled
+from storage.rendition import Render, content_digest, prepare, render_safely
 from storage.rows import Batch, Stale, Statements, advance_only
-from storage.worker import LEAST_RECORDS, Render, Worker, content_digest, render_safely
+from storage.worker import LEAST_RECORDS, Worker
 
 __all__ = ["Applier", "Render"]
 
@@ -91,6 +89,7 @@ class Applier:
         self._ready = threading.Condition()
         self._closing = threading.Event()
         self._is_loaded = False
+        self._is_doubtful = False
         self._taken_at = 0.0
         self._attempts: int | None = REPLAY_ATTEMPTS
         self._commit: _Commit | None = None
@@ -148,30 +147,36 @@ class Applier:
             del batch
 
     def _turn(self, batch: list[Journaled]) -> None:
-        """Write a batch's files while the one before is committed, then hand it to the writer."""
+        """Have the worker apply a batch, or write its files while the one before is committed."""
         works: list[Work] = []
-        if batch:
+        if batch and not self._worker_has(batch):
             works = self._make(batch)
         self._conclude()
         if works:
             self._begin(works)
 
+    def _worker_has(self, batch: list[Journaled]) -> bool:
+        """Give a batch that is worth it to the worker; return whether all of it is applied."""
+        self._is_doubtful = False
+        if self._worker is None or len(batch) < LEAST_RECORDS or not self._worker.is_usable():
+            return False
+        self._conclude()
+        try:
+            self._worker.place(batch, self._find_locations([item.encoded.record for item in batch]))
+            with self._database.lend() as announce:
+                placed, notices = self._worker.commit(_now())
+                announce(notices)
+        except (StorageError, DBAPIError) as error:
+            _log.warning("apply goes on without its worker: %s", error)
+            self._is_doubtful = True
+            return False
+        self._succeed(batch, placed)
+        return True
+
     def _make(self, batch: list[Journaled]) -> list[Work]:
-        """Render a batch and write its files, here or, where there are many, in the worker."""
-        present: Present | None = None
-        if self._worker is not None and len(batch) >= LEAST_RECORDS and self._worker.is_usable():
-            try:
-                works = self._worker.do(batch, self._find_locations([item.encoded.record for item in batch]))
-            except (StorageError, DBAPIError) as error:
-                _log.warning("apply goes on without its worker: %s", error)
-                present = Present(())
-            else:
-                for work in works:
-                    self._placing.expect(work)
-                    self._note_unrendered(work)
-                return works
+        """Render a batch and write its files, but for those that a worker left."""
         works = self._prepare(batch)
-        self._place(works, None if present is None else self._present(works))
+        self._place(works, self._present(works) if self._is_doubtful else None)
         return works
 
     def _present(self, works: Sequence[Work]) -> Present:
@@ -232,7 +237,7 @@ class Applier:
                 _log.critical("message %s: its spool file is gone", record.message_id)
                 content = b""
         rendered, unrendered = render_safely(self._render, content)
-        work = Work(
+        return Work(
             sequence=item.sequence,
             encoded=item.encoded,
             applied=item.applied,
@@ -241,23 +246,6 @@ class Applier:
             digest=content_digest(record.content, content),
             content_octets=octets,
             unrendered=unrendered,
-        )
-        self._note_unrendered(work)
-        return work
-
-    def _note_unrendered(self, work: Work) -> None:
-        if work.unrendered is not None:
-            work.events.append(self._event(work, "message.unrendered", {"reason": work.unrendered}))
-
-    def _event(self, item: Work, kind: str, data: dict[str, object]) -> Event:
-        record = item.encoded.record
-        return Event(
-            id=ids.new("evt"),
-            kind=kind,
-            at=_now(),
-            organization_id=record.organization_id,
-            message_id=record.message_id,
-            data=data,
         )
 
     def _find_locations(self, records: Sequence[Accepted]) -> list[list[Location | None]]:
@@ -288,13 +276,14 @@ class Applier:
 
     def _begin(self, works: list[Work]) -> None:
         """Hand a placed batch to the writer; _conclude hears how it went."""
+        at = _now()
         for work in works:
-            self._note_aside(work)
+            mishaps.note(work, self._placing, at=at)
         commit = _Commit(works)
         batch = Batch(
             works,
             instance=self._placing.instance,
-            at=_now(),
+            at=at,
             statements=self._statements,
             withdraw=self._placing.withdraw,
         )
@@ -315,21 +304,7 @@ class Applier:
         except StorageError as error:
             done(None, error)
 
-    def _note_aside(self, work: Work) -> None:
-        record = work.encoded.record
-        work.events = [event for event in work.events if "file" not in event.data]
-        at = _now()
-        for index, (target, location) in enumerate(zip(record.local, work.locations, strict=True)):
-            if location is None and target.folder != REJECTS:
-                name = self._placing.aside_name(work, index)
-                _log.error("message %s has no inbox to go to, it lies aside as %s", record.message_id, name)
-                # One time for all: then one notice tells of them all.
-                work.events += [
-                    replace(self._event(work, kind, data), at=at)
-                    for kind, data in absent.told(record, target, file=name)
-                ]
-
-    def _succeed(self, works: Sequence[Work], placed: Sequence[tuple[Placed, ...]]) -> None:
+    def _succeed(self, works: Sequence[Work | Journaled], placed: Sequence[tuple[Placed, ...]]) -> None:
         with self._ready:
             self.applied_sequence = works[-1].sequence
         self._settle(sum(work.octets for work in works))
@@ -400,9 +375,8 @@ class Applier:
                 path = self._placing.set_aside(work)
                 self._placing.withdraw(work)
                 _log.error("message %s was put aside as %s: %s", record.message_id, path.name, cause)
-                event = self._event(
-                    work, "message.aside", {"file": path.name, "reason": type(cause).__name__}
-                )
+                data = {"file": path.name, "reason": type(cause).__name__}
+                event = mishaps.event(work, "message.aside", data, at=_now())
                 placed = self._database.write(
                     partial(
                         advance_only,

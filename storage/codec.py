@@ -224,6 +224,11 @@ class Encoded:
         """Octets that the record takes in the journal."""
         return HEADER_OCTETS + len(self.head) + len(self.content)
 
+    @property
+    def text_octets(self) -> tuple[int, int, int, int]:
+        """Octets of the four texts, all ASCII, as they stand in the metadata one after the other."""
+        return len(self.envelope), len(self.peer), len(self.decision), len(self.verdicts)
+
 
 def content_octets(content: bytes | Spooled) -> int:
     """Return the octets of a content, wherever it lies."""
@@ -348,10 +353,22 @@ def decode(head: Header, payload: bytes) -> Accepted:
         raise ValueError(f"journal record {head.sequence} cannot be read: {error}") from error
 
 
-def decode_files(head: Header, payload: bytes | memoryview) -> Accepted:
-    """Return what the files of a record are made from; envelope, decision and the like are left blank."""
-    *_, rest = json.loads(bytes(payload[: head.metadata_octets]))
-    return _read_rest(payload, head.metadata_octets, rest, _BLANK)
+def decode_for_rows(head: Header, payload: bytes | memoryview, texts: tuple[int, int, int, int]) -> Encoded:
+    """Return a record as files and rows are made from it: its texts as they lie, and no objects for them.
+
+    texts: octets of the envelope's, peer's, decision's and verdicts' JSON. Of the envelope the
+    reverse-path is read, peer, decision and verdicts are left blank.
+    """
+    metadata = bytes(payload[: head.metadata_octets]).decode("ascii")
+    parts = []
+    at = 1
+    for octets in texts:
+        parts.append(metadata[at : at + octets])
+        at += octets + 1
+    envelope, peer, decision, verdicts = parts
+    about = _About(_NOBODY, Envelope(json.loads(envelope)["reverse_path"], ()), PLAIN, ())
+    record = _read_rest(payload, head.metadata_octets, json.loads(metadata[at:-1]), about)
+    return Encoded(record, envelope, peer, decision, verdicts, head.metadata_octets, b"", b"")
 
 
 def _decode(payload: bytes, metadata_octets: int) -> Accepted:
@@ -375,7 +392,7 @@ class _About:
     verdicts: tuple[Verdict, ...]
 
 
-_BLANK = _About(Peer(""), Envelope(None, ()), Decision(), ())
+_NOBODY = Peer("")
 
 
 def _read_rest(payload: bytes | memoryview, metadata_octets: int, rest: list[Any], about: _About) -> Accepted:
@@ -404,7 +421,7 @@ def _read_rest(payload: bytes | memoryview, metadata_octets: int, rest: list[Any
         local=tuple(targets),
         remote=tuple(_read_remote(fields) for fields in remote),
         content=bytes(payload[at:]) if inline else Spooled(*content),
-        events=() if about is _BLANK else tuple(_read_event(fields) for fields in events),
+        events=tuple(_read_event(fields) for fields in events),
         idempotency_key=key,
     )
 

@@ -9,8 +9,9 @@ no SQL of the appliance's own: that is in the modules named after the tables.
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -18,7 +19,8 @@ from sqlalchemy import URL, Connection
 
 from storage import engine
 from storage.errors import StorageError
-from storage.writer import Done, Item, Notice, Outcome, Unit, Writer, latest, publish
+from storage.transactions import Notice, Outcome, Transactions, Unit, latest, publish
+from storage.writer import Done, Item, Writer
 
 __all__ = ["Database", "Notice", "Unit", "publish"]
 
@@ -58,10 +60,12 @@ class Database:
         self._slots = threading.BoundedSemaphore(readers)
         self._idle: list[Connection] = []
         self._writer = Writer(
-            connect=self._writing.connect,
-            translate=partial(engine.translate, place=self.place),
+            transactions=Transactions(
+                connect=self._writing.connect,
+                translate=partial(engine.translate, place=self.place),
+                origin=self.origin,
+            ),
             finish=self._finish,
-            origin=self.origin,
         )
 
     @classmethod
@@ -99,6 +103,15 @@ class Database:
         self._writer.submit(Item(unit, _settle(future), direct=True))
         return future.result()
 
+    @contextmanager
+    def lend(self) -> Iterator[Callable[[Sequence[Notice]], None]]:
+        """Let another process of ours write: the writer begins nothing until the block ends.
+
+        Yields what takes the notices of that process's commit.
+        """
+        with self._writer.lend():
+            yield self._announce
+
     def read(self, unit: Unit[T]) -> T:
         """Run a unit on a snapshot of its own and return its result; it is always rolled back.
 
@@ -121,7 +134,7 @@ class Database:
             self._slots.release()
 
     def listen(self, listener: Listener) -> None:
-        """Have a listener called in the writer thread with each committed batch's notices."""
+        """Have a listener called with each committed batch's notices, in whichever thread saw the commit."""
         self._listeners = (*self._listeners, listener)
 
     def close(self) -> None:
@@ -155,10 +168,13 @@ class Database:
         else:
             self._idle.append(connection)
 
-    def _finish(self, batch: Sequence[Item], outcomes: Sequence[Outcome], notices: Sequence[Notice]) -> None:
+    def _announce(self, notices: Sequence[Notice]) -> None:
         if notices:
             news = latest(notices)
             run_here([partial(listener, news) for listener in self._listeners])
+
+    def _finish(self, batch: Sequence[Item], outcomes: Sequence[Outcome], notices: Sequence[Notice]) -> None:
+        self._announce(notices)
         direct: list[Callable[[], None]] = []
         hooked: list[Callable[[], None]] = []
         for item, outcome in zip(batch, outcomes, strict=True):

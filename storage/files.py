@@ -84,6 +84,17 @@ def sync_directory(files: Files, path: PathLike) -> None:
         files.close(fd)
 
 
+def put(path: Path, octets: bytes, *, mode: int = 0o600) -> None:
+    """Give a small file its content, whole and on stable storage before the name is; OSError."""
+    pending = path.with_name(path.name + ".new")
+    with open(os.open(pending, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode), "wb") as file:
+        file.write(octets)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(pending, path)
+    sync_directory(os, path.parent)
+
+
 def write_all(files: Files, fd: int, buffers: Sequence[Octets], offset: int | None = None) -> int:
     """Write all buffers in their order, whatever the kernel takes at once; return the octets.
 

@@ -20,7 +20,7 @@ from sqlalchemy import Connection, insert, select
 from storage import segments
 from storage.db import Database
 from storage.errors import Corrupt, StorageError
-from storage.files import sync_directory
+from storage.files import put
 from storage.schema import journals, settings
 
 # How long a start waits for what a killed process left to end.
@@ -167,13 +167,7 @@ def agree(database: Database, layout: Layout) -> tuple[str, int]:
 
     instance, applied = database.write(settle)
     if named is None:
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(instance + "\n", "ascii")
-        fd = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
-        os.fsync(fd)
-        os.close(fd)
-        os.rename(temporary, path)
-        sync_directory(os, layout.directory)
+        put(path, f"{instance}\n".encode("ascii"), mode=0o644)
     return instance, applied
 
 

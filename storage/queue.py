@@ -31,6 +31,7 @@ from sqlalchemy import (
 from storage import events, ids
 from storage.codec import read_envelope
 from storage.db import Notice, publish
+from storage.entries import erase_unused
 from storage.queue_view import counts, inspect, of_message, outcome_facts
 from storage.records import (
     FINAL_STATES,
@@ -411,12 +412,18 @@ def _delays(
 
 
 def finish(connection: Connection, *, message_ids: Collection[str]) -> tuple[str, ...]:
-    """Mark messages as out of the spool that have no open delivery and no notice owed; returns them."""
+    """Mark messages as out of the spool that have no open delivery and no notice owed; returns them.
+
+    What was rendered of those that lie in no folder is erased with it. The caller
+    removes their spool files once this is committed; reconcile removes what a crash left.
+    """
     if not message_ids:
         return ()
     found = connection.execute(_DONE_WITH, {"ids": list(message_ids)}).scalars().all()
     if found:
         connection.execute(_UNSPOOL, {"ids": list(found)})
+        # What lies in no folder is not read any more.
+        erase_unused(connection, found)
     return tuple(found)
 
 

@@ -35,6 +35,17 @@ PROBLEMS = 1000
 PAGE = 1000
 FRUITLESS_ROUNDS = 3
 
+_UNREMARKABLE = {"mailboxes", "folders"}
+# What a store in order may show: directories are made when first needed, names and sums follow later.
+_BENIGN = {
+    "directories_made",
+    "files_mirrored",
+    "leftover_files_removed",
+    "renditions_erased",
+    "spool_files_removed",
+    "stale_files_removed",
+}
+
 _log = logging.getLogger(__name__)
 
 
@@ -98,8 +109,11 @@ def reconcile(store: Kept, *, at: int) -> Report:
     except OSError as error:
         raise StorageError(f"the mail could not be compared with the database: {error}") from error
     report = work.report()
-    if any(getattr(report, one.name) for one in fields(report) if one.name not in ("mailboxes", "folders")):
-        _log.warning("reconciled: %s", as_dict(report))
+    told = {one.name for one in fields(report) if getattr(report, one.name)} - _UNREMARKABLE
+    if told:
+        # What our own laziness leaves to do is no news; what somebody lost or did is.
+        level = logging.WARNING if told - _BENIGN else logging.INFO
+        _log.log(level, "reconciled: %s", as_dict(report))
     return report
 
 

@@ -7,17 +7,24 @@ untouched and can still be fetched whole.
 RFC 9051 7.5.2 (ENVELOPE, BODY, BODYSTRUCTURE), RFC 5256 3 (references).
 """
 
+import hashlib
 import json
+import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from storage.records import Rendered
+from storage.records import Rendered, Spooled
+
+Render = Callable[[bytes], Rendered]
 
 REFERENCES = 20
 HEADER_ID_CHARACTERS = 500
 _ID = re.compile(r"<[^<>\s]{1,498}>")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -110,3 +117,17 @@ def plain(content: bytes) -> Rendered:
         text="",
         attachments=0,
     )
+
+
+def content_digest(kept: bytes | Spooled, octets: bytes) -> bytes:
+    """Return the SHA-256 of a content, which is known already where it was spooled."""
+    return bytes.fromhex(kept.sha256) if isinstance(kept, Spooled) else hashlib.sha256(octets).digest()
+
+
+def render_safely(render: Render, content: bytes) -> tuple[Rendered, str | None]:
+    """Return a content's rendering, or the plain one and why there is no better."""
+    try:
+        return render(content), None
+    except Exception as error:  # noqa: BLE001 - rendering must not stand before delivery
+        _log.exception("a message cannot be rendered")
+        return plain(content), type(error).__name__

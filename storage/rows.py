@@ -235,7 +235,7 @@ class Batch:
             record = work.encoded.record
             if record.source in _SENT:
                 sent.append((record.message_id, record.accepted_at))
-            elif record.decision.reason:
+            elif record.local and record.local[0].folder == REJECTS:
                 here = {location.mailbox_id for location in work.locations if location is not None}
                 rejects.remember(connection, [(record, here)])
         if sent:

@@ -212,7 +212,15 @@ class Store:
             files=files,
         )
         # A replaced namespace of file calls means that every step must be taken here.
-        worker = Worker(placing=placing, render=render, keep_open=[self._lock]) if files is os else None
+        worker = None
+        if files is os:
+            worker = Worker(
+                placing=placing,
+                render=render,
+                database=self.database.url.render_as_string(hide_password=False),
+                origin=self.database.origin,
+                keep_open=[self._lock],
+            )
         self._applier = Applier(
             database=self.database,
             placing=placing,

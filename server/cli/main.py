@@ -8,6 +8,7 @@ the store when no daemon runs. `--json` prints one JSON value and nothing else.
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ import typer
 from server.cli import output, policy
 from server.cli.options import (
     EXIT_CONFIGURATION,
+    EXIT_REFUSED,
     EXIT_UNREACHABLE,
     ConfigOption,
     JsonOption,
@@ -27,6 +29,8 @@ from server.cli.options import (
 )
 from server.control import DaemonDown, ask_daemon
 from server.operations import OperationFailed
+
+VERSION = "0.1.0"  # a test holds it to pyproject.toml
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 domain_app = typer.Typer(no_args_is_help=True, help="Domains and their DNS records.")
@@ -47,6 +51,21 @@ for name, group in {
     "config": config_app,
 }.items():
     app.add_typer(group, name=name)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"mailagents {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Say which this is.")
+    ] = False,
+) -> None:
+    """A mail server appliance for transactional mail and programmatic inboxes."""
 
 
 @app.command()
@@ -269,4 +288,9 @@ def config_defaults() -> None:
 
 def main() -> None:
     """Run the command line."""
-    app(prog_name="mailagents")
+    try:
+        app(prog_name="mailagents")
+    except BrokenPipeError:
+        # Whoever read the output has enough; the interpreter's own flush at the end must not fail on it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_REFUSED)

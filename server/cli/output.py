@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 MICROSECONDS = 1_000_000
+PIPED_COLUMNS = 240
 
 
 class Unreachable(Exception):
@@ -23,8 +25,8 @@ class Unreachable(Exception):
 
 
 def console() -> Console:
-    """Return the console on stdout; soft-wrapped so that ids can be copied whole."""
-    return Console(highlight=False)
+    """Return the console on stdout; what is no terminal gets lines long enough for whole ids."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_COLUMNS)
 
 
 def plain(value: object) -> str:

@@ -12,7 +12,7 @@ from server.imap import format as wire
 from server.imap import search_text, section
 from server.mail import text
 from server.mail.dates import parse_date
-from server.mail.envelope import read_envelope
+from server.mail.envelope import MAX_HEADER_OCTETS, read_envelope
 from server.mail.header import Header, decode
 from server.mail.structure import Octets, Part, scan
 from storage.records import Rendered
@@ -24,9 +24,8 @@ REFERENCES_OCTETS = 16_384
 def render(content: Octets) -> Rendered:
     """Return what is kept of a message; content has no trace fields of ours in front."""
     root = scan(content)
-    header = content[root.header_start : root.body_start]
-    facts = read_envelope(header)
-    found = Header(header)
+    found = Header(content[root.header_start : min(root.body_start, root.header_start + MAX_HEADER_OCTETS)])
+    facts = read_envelope(found)
     body, bodystructure = wire.body(root, lambda part: _embedded_envelope(content, part))
     sent = parse_date(facts.date) if facts.date else None
     return Rendered(

@@ -50,6 +50,8 @@ class Span:
 
 def pack(part: Part) -> bytes:
     """Return a structure in the form that renditions keep."""
+    if not part.parts:
+        return b"[%d,%d,%d,%d]" % (Kind.LEAF, part.header_start, part.body_start, part.body_end)
     return json.dumps(_packed(part), separators=(",", ":")).encode()
 
 

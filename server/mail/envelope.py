@@ -32,9 +32,9 @@ class Envelope:
     message_id: bytes | None
 
 
-def read_envelope(header: bytes) -> Envelope:
+def read_envelope(header: bytes | Header) -> Envelope:
     """The envelope of a header; of repeated fields the first counts, but address lists add up."""
-    found = Header(header[:MAX_HEADER_OCTETS])
+    found = header if isinstance(header, Header) else Header(header[:MAX_HEADER_OCTETS])
     from_ = _addresses(found, b"from")
     # RFC 9051 7.5.2: an absent or empty Sender or Reply-To is the From.
     return Envelope(

@@ -24,6 +24,9 @@ MAX_ATOM_OCTETS = 500  # longer runs without a space are encoded, so that they c
 
 # Continuation lines begin with white space; a line without a colon is passed over.
 _FIELD = re.compile(rb"([!-9;-~\x80-\xff]+)[ \t]{0,80}:([^\n]*(?:\n[ \t][^\n]*)*)(?:\n|\Z)")
+# As _FIELD, but found from any line's start: possessive, so that a line is looked at once.
+_NAMED = re.compile(rb"(?:\A|(?<=\n))([!-9;-~\x80-\xff]++)[ \t]{0,80}+:([^\n]*+(?:\n[ \t][^\n]*+)*+)")
+_INDEXED_OCTETS = 65_536  # a header up to here is split once, of a longer one each name is looked for
 _WHITE = (b" ", b"\t")
 _CONTINUED = re.compile(rb"\r?\n(?=[ \t])")
 _ENCODED_WORD = re.compile(r"=\?([^?\s]{1,80})\?([bBqQ])\?([^?]*)\?=")
@@ -36,6 +39,7 @@ _Q_CODE = tuple(
     b"_" if octet == 32 else bytes((octet,)) if octet in _Q_SAFE else b"=%02X" % octet for octet in range(256)
 )
 _FIELD_NAME = re.compile(r"[!-9;-~]+")
+_FIELD_NAME_OCTETS = re.compile(rb"[!-9;-~\x80-\xff]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +83,27 @@ def fields(header: bytes) -> list[HeaderField]:
 class Header:
     """A header that a few named fields are wanted of: cheaper than reading all of them."""
 
-    __slots__ = ("_lowered", "octets")
+    __slots__ = ("_index", "_lowered", "octets")
 
     def __init__(self, octets: bytes) -> None:
         self.octets = octets
-        self._lowered = b"\n" + octets.lower()
+        # Values as they lie, by lower-case name; None where the header is too long for it.
+        self._index: dict[bytes, list[bytes]] | None = None
+        self._lowered = b""
+        if len(octets) > _INDEXED_OCTETS:
+            self._lowered = b"\n" + octets.lower()
+            return
+        index: dict[bytes, list[bytes]] = {}
+        for name, value in _NAMED.findall(octets):
+            index.setdefault(name.lower(), []).append(value)
+        self._index = index
 
     def group(self, prefix: bytes) -> dict[bytes, bytes]:
         """The first value of each field whose lower-case name begins with the prefix, by that name."""
+        if self._index is not None:
+            return {
+                name: unfold(values[0]) for name, values in self._index.items() if name.startswith(prefix)
+            }
         wanted, lowered, position = b"\n" + prefix, self._lowered, 0
         found: dict[bytes, bytes] = {}
         for _ in range(MAX_FIELDS):
@@ -96,18 +113,23 @@ class Header:
             position = start + 1
             colon = lowered.find(b":", position, position + MAX_NAME_PADDING)
             name = lowered[position:colon].rstrip(b" \t") if colon >= 0 else b""
-            if name and len(name.split()) == 1:
+            if _FIELD_NAME_OCTETS.fullmatch(name):
                 position = self._end_of_value(colon)
                 found.setdefault(name, unfold(self.octets[colon:position]))
         return found
 
     def first(self, name: bytes) -> bytes | None:
         """The unfolded value of the first field of that lower-case name, or None."""
+        if self._index is not None:
+            values = self._index.get(name)
+            return None if values is None else unfold(values[0])
         start, end = self._locate(name, 0)
         return None if start < 0 else unfold(self.octets[start:end])
 
     def all(self, name: bytes) -> list[bytes]:
         """The unfolded values of all fields of that lower-case name, in order."""
+        if self._index is not None:
+            return [unfold(value) for value in self._index.get(name, ())[:MAX_FIELDS]]
         values: list[bytes] = []
         start, end = self._locate(name, 0)
         while start >= 0 and len(values) < MAX_FIELDS:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from email.message import EmailMessage
+from typing import Any
 
 from tests.daemon.letters import DOMAIN
 from tests.daemon.running import Daemon
@@ -24,6 +25,13 @@ def body(identifier: str, octets: int) -> str:
     """Lines that only this id has."""
     line = hashlib.sha256(identifier.encode()).hexdigest() + "\r\n"
     return line * (octets // len(line) + 1)
+
+
+def _done(answer: tuple[str, list[Any]]) -> list[Any]:
+    """What a command that is answered OK brought; any other answer promises nothing."""
+    if answer[0] != "OK":
+        raise imaplib.IMAP4.error(str(answer))
+    return answer[1]
 
 
 class Storm:
@@ -110,20 +118,19 @@ class Storm:
 
     def _keep(self, client: imaplib.IMAP4, identifier: str, dice: random.Random) -> None:
         content = f"Subject: {identifier}\r\n\r\n{body(identifier, 500)}".encode()
-        answer, told = client.append("Drafts", "", "", content)
-        assert answer == "OK", told
+        told = _done(client.append("Drafts", "", "", content))
         with self._lock:
             self.kept.add(identifier)
         uid = told[0].split(b"]")[0].split()[-1].decode()
         if dice.random() < 0.5:
-            client.uid("STORE", uid, "+FLAGS", "(\\Flagged)")
+            _done(client.uid("STORE", uid, "+FLAGS", "(\\Flagged)"))
             with self._lock:
                 self.flagged.add(identifier)
         if dice.random() < 0.3:
             with self._lock:
                 self.kept.discard(identifier)
-            client.uid("STORE", uid, "+FLAGS", "(\\Deleted)")
-            client.uid("EXPUNGE", uid)
+            _done(client.uid("STORE", uid, "+FLAGS", "(\\Deleted)"))
+            _done(client.uid("EXPUNGE", uid))
             with self._lock:
                 self.gone.add(identifier)
 
@@ -181,14 +188,19 @@ class Storm:
         )
 
 
-def strike(daemon: Daemon, storm: Storm, dice: random.Random, *, after: int) -> None:
-    """Kill the daemon at a random moment once so many more messages are promised, and start it again."""
+def wait_for_more(daemon: Daemon, storm: Storm, dice: random.Random, *, after: int) -> None:
+    """Wait until so many more messages are promised, and for a random moment then."""
     goal, steps = storm.count + after, storm.steps + dice.randrange(6)
     end = time.monotonic() + 30
     while storm.count < goal or (storm.has_readers and storm.steps < steps):
         assert time.monotonic() < end, f"no mail is taken any more\n{daemon.log}"
         time.sleep(0.002)
     time.sleep(dice.uniform(0, 0.03))
+
+
+def strike(daemon: Daemon, storm: Storm, dice: random.Random, *, after: int) -> None:
+    """Kill the daemon at a random moment once so many more messages are promised, and start it again."""
+    wait_for_more(daemon, storm, dice, after=after)
     daemon.kill()
     if dice.random() < 0.3:
         # Once more while it recovers.

@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.mail import header
 from server.mail.header import (
     MAX_FIELDS,
     Header,
@@ -175,3 +176,20 @@ def test_phrases_are_quoted_or_encoded_as_needed(text, written):
 )
 def test_base64_is_read_however_it_is_broken(octets, decoded):
     assert decode_base64(octets) == decoded
+
+
+_NAMES = (b"From", b"from", b"Content-ID", b"content-", b"To:", b"x", b"\x80", b"\0", b"\x01")
+_SIGNS = (b":", b": ", b" ", b" " * 81, b"\t", b"\r\n", b"\r\n ", b"\n", b"\n\n", b"\r")
+_PIECES = st.sampled_from(_NAMES + _SIGNS)
+
+
+@given(st.lists(_PIECES, max_size=16).map(b"".join))
+def test_long_and_short_headers_are_read_alike(octets):
+    short = Header(octets)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(header, "_INDEXED_OCTETS", -1)
+        long = Header(octets)
+    for name in (b"from", b"to", b"content-id", b"x"):
+        assert short.first(name) == long.first(name)
+        assert short.all(name) == long.all(name)
+    assert short.group(b"content-") == long.group(b"content-")

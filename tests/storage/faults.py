@@ -3,7 +3,10 @@
 import errno
 import os
 import signal
+import threading
+from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 
 CALLS = (
     "open",
@@ -55,14 +58,25 @@ class Failing(Watched):
         super().__init__(before)
 
 
-def kill_at(point: int) -> Callable[[], None]:
-    """Return what ends this process without any clean-up when it is called for the given time."""
-    count = 0
+def kill_at(point: int, sign: Path) -> Callable[[str], None]:
+    """Return what ends this process without any clean-up when it is called for the given time.
 
-    def step() -> None:
+    Each call names its step. sign: a file that tells, at that moment, how many steps there
+    were and what the last of them were called.
+    """
+    count = 0
+    latest: deque[str] = deque(maxlen=40)
+    lock = threading.Lock()
+
+    def step(name: str) -> None:
         nonlocal count
-        count += 1
-        if count == point:
-            os.kill(os.getpid(), signal.SIGKILL)
+        # Several threads take steps: no two may share a number, and none may be passed over.
+        with lock:
+            count += 1
+            latest.append(name)
+            if count == point:
+                sign.write_text(f"{count} {' '.join(latest)}")
+                os.kill(os.getpid(), signal.SIGKILL)
+                threading.Event().wait()  # the signal may reach another thread first
 
     return step

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from storage import engine, schema
 from storage.db import Database, Notice, publish
 from storage.errors import Corrupt, Full, StorageError
-from storage.writer import payloads
+from storage.transactions import payloads
 from tests.storage.conftest import Opener
 
 
@@ -391,3 +391,27 @@ def test_long_batches_are_notified_in_payloads_the_server_takes() -> None:
     texts = payloads("origin", notices)
     assert max(map(len, texts)) < 8000
     assert sum(text.count("folder") for text in texts) == 3000
+
+
+def test_writer_begins_nothing_while_it_is_lent(database: Database) -> None:
+    ran = threading.Event()
+    with database.lend():
+        database.submit(lambda _connection: ran.set(), lambda _result, _error: None)
+        assert not ran.wait(0.05)
+    assert ran.wait(30)
+
+
+def test_lender_waits_for_the_transaction_that_runs(database: Database) -> None:
+    begun, release, order = threading.Event(), threading.Event(), []
+
+    def unit(_connection: Connection) -> None:
+        begun.set()
+        release.wait(30)
+        order.append("unit")
+
+    database.submit(unit, lambda _result, _error: None)
+    assert begun.wait(30)
+    threading.Timer(0.05, release.set).start()
+    with database.lend():
+        order.append("lent")
+    assert order == ["unit", "lent"]

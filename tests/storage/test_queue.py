@@ -12,6 +12,7 @@ from storage.lanes import Lane, Place, lanes, next_due
 from storage.queue import Pick, Settlement
 from storage.queue_acts import Selection
 from storage.records import Delivery, DeliveryState, Envelope, Outcome, Recipient
+from tests.storage.mailroom import rendition_values
 from tests.storage.queued import HOUR, NOW, SECOND, delivery_values, message_values, put
 
 UNTIL = NOW + 900 * SECOND
@@ -126,6 +127,23 @@ def test_the_spool_file_stays_until_the_last_recipient_is_final(database: Databa
     (again,) = lease(database, now=later, token="lease-2")
     assert again.tries == 1
     assert settle(database, Settlement(again, DELIVERED)).finished == ("msg_1",)
+
+
+def test_what_was_rendered_of_a_message_in_no_folder_goes_with_its_last_delivery(database: Database) -> None:
+    rows = [delivery_values(f"dlv_{number}", message_id=f"msg_{number}") for number in (1, 2)]
+    put(database, *rows)
+    database.write(
+        lambda c: (
+            c.execute(insert(schema.renditions), [rendition_values("msg_1"), rendition_values("msg_2")])
+            and None
+        )
+    )
+    first, second = lease(database)
+    settle(database, Settlement(first, DEFERRED, next_attempt_at=NOW + SECOND))
+    assert len(database.read(lambda c: c.execute(select(schema.renditions.c.message_id)).all())) == 2
+    settle(database, Settlement(second, DELIVERED))
+    left = database.read(lambda c: c.execute(select(schema.renditions.c.message_id)).scalars().all())
+    assert left == [first.message_id]
 
 
 def test_a_lost_lease_changes_nothing_and_is_reported(database: Database) -> None:

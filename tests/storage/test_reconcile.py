@@ -150,6 +150,18 @@ def test_missing_directories_of_empty_folders_are_made(room: Mailroom) -> None:
     assert heal(room) == {}
 
 
+def test_only_what_was_lost_or_done_from_outside_is_worth_a_warning(
+    room: Mailroom, caplog: pytest.LogCaptureFixture
+) -> None:
+    room.write(lambda c: mailboxes.create_folder(c, mailbox_id=MAILBOX, name="a/b", at=NOW))
+    with caplog.at_level("INFO", "storage.reconcile"):
+        heal(room)
+        (room.path() / "new" / "1.P.host").write_bytes(CONTENT)
+        heal(room)
+        heal(room)
+    assert [one.levelname for one in caplog.records] == ["INFO", "WARNING"]
+
+
 def test_a_rename_without_a_commit_is_undone(room: Mailroom) -> None:
     room.add(2, folder="Archive")
     room.maildir.rename(MAILBOX, "Archive", "Attic")

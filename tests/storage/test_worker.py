@@ -1,5 +1,6 @@
 """The process beside apply: does batches, may die at any time, never outlives its parent's lock."""
 
+import json
 import os
 import signal
 import subprocess
@@ -13,10 +14,12 @@ from sqlalchemy import Connection
 
 from storage import rendition, schema, worker
 from storage.errors import StorageError
+from storage.folder_names import REJECTS
 from storage.maildir import Maildir
 from storage.ownership import lock
 from storage.placing import Placing
-from storage.records import Rendered
+from storage.records import Decision, Envelope, Recipient, Rendered, Source
+from storage.rendition import Render
 from storage.spool import Spool
 from storage.worker import Worker, WorkerFailed
 from tests.storage.samples import (
@@ -30,16 +33,12 @@ from tests.storage.samples import (
     open_store,
     opened,
     record,
+    refused,
     remote,
     rows,
 )
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(params=["sqlite"])
-def dialect(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 @pytest.fixture
@@ -81,17 +80,21 @@ def kinds() -> list:
 
 
 def spy(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Counts batches that the worker did."""
+    """Counts batches that the worker was asked to do, and those it committed."""
     counts: Counter[str] = Counter()
-    plain = Worker.do
+    place, commit = Worker.place, Worker.commit
 
-    def do(self, items, locations):
+    def asked(self, items, locations):
         counts["asked"] += 1
-        done = plain(self, items, locations)
-        counts["done"] += 1
-        return done
+        place(self, items, locations)
 
-    monkeypatch.setattr(Worker, "do", do)
+    def done(self, at):
+        answer = commit(self, at)
+        counts["done"] += 1
+        return answer
+
+    monkeypatch.setattr(Worker, "place", asked)
+    monkeypatch.setattr(Worker, "commit", done)
     return counts
 
 
@@ -118,22 +121,53 @@ def test_worker_does_what_apply_would(
         assert len(list((directory / "aside").iterdir())) == 1
 
 
-def test_worker_that_is_killed_is_replaced_and_nothing_is_lost_or_doubled(
+def test_worker_tells_of_closed_inboxes_and_keeps_refused_mail_as_apply_would(
     directory: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = Worker.do
+    counts = spy(monkeypatch)
+    envelope = Envelope("a@a.example", (Recipient("gone@b.example", None, "rfc822;first@b.example"),))
+    late = record(local=(local("inb_gone", recipient="gone@b.example"),), envelope=envelope)
+    redirected = record(
+        local=(local("inb_gone", recipient="else@b.example"),),
+        envelope=envelope,
+        decision=Decision(redirect="else@b.example"),
+    )
+    kept = refused(local=(local("inb_1", folder=REJECTS),))
+    sent = record(source=Source.SUBMISSION, local=(), remote=(remote(),))
+    with opened(directory, database_url) as store:
+        fill(store.database)
+        batch(store, [late, redirected, kept, sent, *[record() for _ in range(30)]])
+        assert counts["done"] > 0 and counts["asked"] == counts["done"]
+        bounced = rows(store.database, schema.events, schema.events.c.kind == "message.bounced")
+        told = {row.message_id: json.loads(row.data) for row in bounced}
+        assert told.keys() == {late.message_id, redirected.message_id}
+        for data in told.values():
+            assert (data["recipient"], data["orcpt"]) == ("gone@b.example", "rfc822;first@b.example")
+        (row,) = rows(store.database, schema.rejects)
+        assert (row.mailbox_id, row.message_id) == ("inb_1", kept.message_id)
+        (folder,) = rows(store.database, schema.folders, schema.folders.c.name == REJECTS)
+        assert folder.recent_uid == folder.uidnext == 2
+        (act,) = rows(store.database, schema.signs_due)
+        assert (act.message_id, act.kind) == (sent.message_id, "written")
+
+
+@pytest.mark.parametrize("step", ["place", "commit"])
+def test_worker_that_is_killed_is_replaced_and_nothing_is_lost_or_doubled(
+    directory: Path, database_url: str, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    plain = getattr(Worker, step)
     killed = []
 
-    def do(self, items, locations):
+    def kill_first(self, *arguments):
         if len(killed) < 2:
             if self._process is None:
                 self._start()
             killed.append(self._process.pid)
             os.kill(self._process.pid, signal.SIGKILL)
             self._process.wait()
-        return plain(self, items, locations)
+        return plain(self, *arguments)
 
-    monkeypatch.setattr(Worker, "do", do)
+    monkeypatch.setattr(Worker, step, kill_first)
     with opened(directory, database_url) as store:
         fill(store.database)
         items = [record() for _ in range(60)]
@@ -146,21 +180,54 @@ def test_worker_that_is_killed_is_replaced_and_nothing_is_lost_or_doubled(
         assert len(rows(store.database, schema.entries)) == 60
 
 
-def test_batch_the_worker_did_in_part_is_done_again_by_name(
-    directory: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step", ["place", "commit"])
+def test_batch_whose_answer_was_lost_is_not_done_twice(
+    directory: Path, database_url: str, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    plain = Worker.do
+    plain = getattr(Worker, step)
 
-    def do(self, items, locations):
-        plain(self, items, locations)
+    def lose(self, *arguments):
+        plain(self, *arguments)
         raise WorkerFailed("after the work")
 
-    monkeypatch.setattr(Worker, "do", do)
+    monkeypatch.setattr(Worker, step, lose)
     with opened(directory, database_url) as store:
         fill(store.database)
         items = [record() for _ in range(20)]
-        batch(store, items)
+        promises = batch(store, items)
         assert len(mail_files(directory)) == len(rows(store.database, schema.entries)) == 20
+        found = {row.message_id: row.uid for row in rows(store.database, schema.entries)}
+        assert [promise.placed[0].uid for promise in promises] == [found[item.message_id] for item in items]
+
+
+def test_folder_that_changed_meanwhile_sends_the_batch_back(directory: Path, database_url: str) -> None:
+    with opened(directory, database_url) as store:
+        fill(store.database)
+        batch(store, [record(local=(local("inb_2", folder="Work/2026"),)) for _ in range(10)])
+        change = schema.folders.update().where(schema.folders.c.name == "Work/2026").values(name="Old")
+        store.database.write(lambda connection: connection.execute(change).rowcount)
+        os.rename(directory / "mail/inb_2/.Work.2026", directory / "mail/inb_2/.Old")
+        batch(store, [record(local=(local("inb_2", folder="Work/2026"),)) for _ in range(10)])
+        names = mail_files(directory, "inb_2")
+        assert sorted(name.split("/")[0] for name in names) == [".Old"] * 10 + ["new"] * 10
+
+
+def test_news_of_a_batch_are_heard(directory: Path, database_url: str) -> None:
+    heard: list = []
+    with opened(directory, database_url) as store:
+        fill(store.database)
+        store.database.listen(heard.extend)
+        batch(store, [record() for _ in range(10)])
+        modseq = max(row.highestmodseq for row in rows(store.database, schema.folders))
+        assert max(notice.position for notice in heard if notice.topic == "folder") == modseq
+        assert any(notice.topic == "events" for notice in heard)
+
+
+def test_password_of_the_database_is_not_among_the_arguments(directory: Path, database_url: str) -> None:
+    with opened(directory, database_url) as store:
+        store._applier._worker._start()
+        arguments = Path(f"/proc/{store._applier._worker._process.pid}/cmdline").read_bytes()
+        assert b"sqlite" not in arguments and b"postgresql" not in arguments
 
 
 def test_worker_that_always_fails_is_left_alone(
@@ -185,8 +252,13 @@ def test_function_that_no_other_process_can_import_is_rendered_here(tmp_path: Pa
     placing = Placing(
         maildir=Maildir(tmp_path), spool=spool, outbox=tmp_path, aside=tmp_path, instance="x" * 8, files=os
     )
-    assert not Worker(placing=placing, render=inner, keep_open=()).is_usable()
-    assert Worker(placing=placing, render=rendition.plain, keep_open=()).is_usable()
+
+    def usable(render: Render) -> bool:
+        made = Worker(placing=placing, render=render, database="sqlite:////x", origin="x", keep_open=())
+        return made.is_usable()
+
+    assert not usable(inner)
+    assert usable(rendition.plain)
 
 
 OWNER = """
