@@ -97,9 +97,9 @@ def test_a_refused_code_is_found_in_rejects_after_a_crash_and_brought_home(judgi
     assert hand_in(judging, "Your code", alice.address)[0] == 554  # the same again: kept once
     judging.find(alice, "Your code", folder="Rejects")
     with judging.imap(alice) as client:
-        assert b"Rejects" in folders(client)
+        until(lambda: b"Rejects" in folders(client), "the folder's row")
         assert b"Rejects" in folders(client, "lsub")
-        assert count(client, "Rejects", "MESSAGES") == 1
+        until(lambda: count(client, "Rejects", "MESSAGES") == 1, "the row behind the file")
         assert count(client, "Rejects", "RECENT") == 0
         assert count(client, "INBOX", "UNSEEN") == count(client, "INBOX", "MESSAGES") == 0
         client.select("Rejects")
@@ -147,6 +147,7 @@ def test_junk_by_any_clients_way_is_learnt(judging: Daemon, way: str) -> None:
         assert hand_in(judging, f"Offer {number}", inbox.address, number=number)[0] == 250
         judging.find(inbox, f"Offer {number}")
     with judging.imap(inbox) as client:
+        until(lambda: count(client, "INBOX", "MESSAGES") == 2, "the rows behind the files")
         client.select("INBOX")
         if way == "move":
             assert client.uid("MOVE", "1:2", "Junk")[0] == "OK"
@@ -161,7 +162,8 @@ def test_junk_by_any_clients_way_is_learnt(judging: Daemon, way: str) -> None:
     judging.find(inbox, "Offer 3", folder="Junk")
     with judging.imap(inbox) as client:
         client.select("Junk")
-        assert client.search(None, "KEYWORD", "$Junk", "SUBJECT", '"Offer 3"')[1] != [b""]
+        wanted = ("KEYWORD", "$Junk", "SUBJECT", '"Offer 3"')
+        until(lambda: client.search(None, *wanted)[1] != [b""], "the keyword")
 
 
 def test_an_operator_without_an_inbox_is_told_at_start_and_by_config_check(judging: Daemon) -> None:
