@@ -41,6 +41,7 @@ from policies.rules import (
 MAX_FILE_OCTETS = 1 << 20
 MAX_RULES = 5000
 TEXT_CHARACTERS = 300
+REASONED = frozenset({"rcpt", "message"})
 
 KEYS: Mapping[str, tuple[type, str]] = {
     "name": (str, "Identifies the rule in traces: lower-case letters, digits and hyphens. Required."),
@@ -62,6 +63,10 @@ KEYS: Mapping[str, tuple[type, str]] = {
     "limit": (int, "How often the condition of limit may hold in a period."),
     "period_seconds": (int, "The period of limit, 86400 at most."),
     "per": (str, "The fact, a text, for each of whose values limit counts."),
+    "reason": (
+        str,
+        "`reputation`: reject or defer goes by who the sender is and not by what the message is.",
+    ),
     "subject": (str, "Whom pause stops: `identity`, the credential or key, or `organization`."),
     "stop": (
         bool,
@@ -96,6 +101,7 @@ _ONLY: Mapping[str, set[Action]] = {
     "period_seconds": {Action.LIMIT},
     "per": {Action.LIMIT},
     "subject": {Action.PAUSE},
+    "reason": {Action.REJECT, Action.DEFER},
     "stop": set(Action) - FINAL_ACTIONS,
 }
 # What is lost with these, where their condition cannot be evaluated, is no one's safety.
@@ -303,7 +309,8 @@ class _Reading:
             facts=plain.names(tree),
             program_facts=plain.names(rest),
             description=self.table.get("description", ""),
-            stop=action in FINAL_ACTIONS or self.table.get("stop", False),
+            # What is refused for reputation is still asked about: another reason would outweigh it.
+            stop=(action in FINAL_ACTIONS and not values["reason"]) or self.table.get("stop", False),
             enabled=self.table.get("enabled", True),
             **values,
         )
@@ -457,6 +464,7 @@ class _Reading:
         if self._text("to") == "held" and "deliver" in stages:
             self.fault("to", "a message can be held at stage message, not at deliver")
         self._one_of("subject", "identity", "organization")
+        self._reason(stages)
         per = self._text("per")
         fact = FACTS.get(per)
         if "per" in self.table and "per" not in self.faulty:
@@ -472,7 +480,14 @@ class _Reading:
             "period_seconds": self.table.get("period_seconds", 0),
             "per": per,
             "pause": self._text("subject"),
+            "reason": self._text("reason"),
         }
+
+    def _reason(self, stages: tuple[str, ...]) -> None:
+        self._one_of("reason", "reputation")
+        if self._text("reason") and not set(stages) <= REASONED:
+            words = " and ".join(sorted(REASONED))
+            self.fault("reason", f"reason is possible at {words}, where it is known whose mail it is")
 
     def _within(self, key: str, low: int, high: int) -> None:
         if key in self.table and key not in self.faulty and not low <= self.table[key] <= high:

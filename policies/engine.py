@@ -185,6 +185,7 @@ class _Effects:
     copies: dict[str, None] = field(default_factory=dict)
     forwards: dict[str, None] = field(default_factory=dict)
     priority: int | None = None
+    reason: str = ""
     trace: list[Step] = field(default_factory=list)
 
 
@@ -212,7 +213,7 @@ class Judging:
             return False
         effects = self._so_far()
         effects.trace.append(Step(rule.name, self._stage, True, effect, rule.place))
-        return rule.stop or effects.final is not None
+        return rule.stop or (effects.final is not None and not effects.reason)
 
     def _so_far(self) -> _Effects:
         if self._effects is None:
@@ -256,6 +257,7 @@ class Judging:
         effects.trace.append(Step(rule.name, self._stage, False, effect, rule.place))
         if deferring:
             effects.final = (Action.DEFER, *ERROR_REPLY)
+            effects.reason = ""
         return deferring
 
     def _apply(self, rule: Rule) -> str:
@@ -303,7 +305,10 @@ class Judging:
     def _refuse(self, rule: Rule, effects: _Effects) -> str:
         action = rule.action
         kind = Action.DEFER if rule.code // 100 == 4 else Action.REJECT
-        effects.final = (kind, rule.code, rule.enhanced, rule.text)
+        if effects.final is None or not rule.reason:
+            # The first refusal stands, until one comes for another reason than reputation.
+            effects.final = (kind, rule.code, rule.enhanced, rule.text)
+            effects.reason = rule.reason
         words = f"{kind.value} {rule.code} {rule.enhanced}"
         if action is Action.PAUSE:
             effects.pause = rule.pause
@@ -318,7 +323,9 @@ class Judging:
         trace = tuple(effects.trace)
         if effects.final is not None:
             action, code, enhanced, text = effects.final
-            return Ruling(action.value, code, enhanced, text, pause=effects.pause, trace=trace)
+            # What some rule would discard or hold is not kept for its recipients.
+            reason = effects.reason if _WEIGHTS[effects.weight] < _WEIGHTS[Action.HOLD] else ""
+            return Ruling(action.value, code, enhanced, text, pause=effects.pause, reason=reason, trace=trace)
         return Ruling(
             effects.weight.value,
             tags=tuple(effects.tags),

@@ -24,6 +24,7 @@ def explain(ruling: Ruling) -> list[str]:
     lines += [f"  forward to {target}" for target in ruling.forwards]
     lines += [f"  priority {ruling.priority}"] * (ruling.priority is not None)
     lines += [f"  pause of the {ruling.pause}"] * bool(ruling.pause)
+    lines += [f"  for {ruling.reason} alone"] * bool(ruling.reason)
     return lines + [f"  {line}" for line in explain_trace(ruling.trace)]
 
 

@@ -152,6 +152,63 @@ _TABLE = (
         "Whether the chain passes and its newest sealer, one of believed_sealers, saw DMARC pass.",
     ),
     Fact(
+        "recipient_is_role",
+        _B,
+        ("rcpt", "deliver"),
+        "Whether recipient is postmaster or abuse of one of this server's domains, or postmaster alone.",
+    ),
+    Fact(
+        "correspondent_authenticated",
+        _B,
+        _VERIFIED,
+        "Whether the one address in From is vouched for: DMARC passes, or SPF or a signature of its domain "
+        "or one above it does. If not, its correspondent is the address together with the client's network.",
+    ),
+    Fact(
+        "correspondent_known",
+        _B,
+        _VERIFIED,
+        "Whether the owner of the inbox likes this correspondent: correspondent_score is 25 or more. At "
+        "message the inbox with the highest score counts.",
+    ),
+    Fact(
+        "correspondent_unwanted",
+        _B,
+        _VERIFIED,
+        "Whether correspondent_score is -150 or less: two messages put into Junk lately. At message this "
+        "must hold for every inbox that the message goes to.",
+    ),
+    Fact(
+        "correspondent_domain_unwanted",
+        _B,
+        _VERIFIED,
+        "Whether nothing good is known of the correspondent, and correspondent_domain_score is -300 or less.",
+    ),
+    Fact(
+        "correspondent_score",
+        _I,
+        _VERIFIED,
+        "What the owner's acts say of the correspondent, each halved in 60 days: mail put into Junk or "
+        "marked $Junk -100; taken out of Junk or Rejects, or marked $NotJunk, +100; written to +100, counted "
+        "once. 0 for a stranger. At message the highest of all inboxes.",
+        "points",
+    ),
+    Fact(
+        "correspondent_domain_score",
+        _I,
+        _VERIFIED,
+        "The same of all correspondents in the domain of From or, not authenticated, in the client's "
+        "network.",
+        "points",
+    ),
+    Fact(
+        "owner_wrote_to_sender",
+        _B,
+        _VERIFIED,
+        "Whether an inbox that the message goes to has sent mail to the authenticated address in From in the "
+        "last half year.",
+    ),
+    Fact(
         "sent_last_hour",
         _I,
         _SENDING,

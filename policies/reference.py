@@ -36,7 +36,8 @@ keyword = "Invoice"
 
 At each stage the rules of that stage are asked in order. Each rule that matches acts and leaves a
 line in the message's trace, which `mailagents explain` shows. `accept`, `reject`, `defer`, `discard`,
-`pause` and `stop` end the stage, as does whatever refuses; the other actions go on unless the rule
+`pause` and `stop` end the stage, as does whatever refuses, but for refusals with `reason = "reputation"`:
+behind them another rule may still refuse for a better reason. The other actions go on unless the rule
 says `stop = true`. Where several apply, discard outweighs hold, and hold outweighs quarantine.
 
 A rule may only ask for facts that exist at all of its stages: that is checked when the rules are

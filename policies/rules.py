@@ -71,7 +71,10 @@ ACTION_MEANINGS: Mapping[Action, str] = MappingProxyType(
     {
         Action.ACCEPT: "No later rule is asked at this stage. What earlier rules did stays.",
         Action.REJECT: "The command or message is refused for good with code, enhanced and text. At bounce "
-        "no notice is made.",
+        'no notice is made. With `reason = "reputation"` the sender is refused all the same, and the message '
+        "is kept for some days in the folder Rejects of its inboxes (`[rejects]`), if no later rule "
+        "refuses, discards or holds it for another reason. Mail for postmaster or abuse goes to Junk "
+        "instead.",
         Action.DEFER: "It is refused for now with code, enhanced and text: the client will try again.",
         Action.DISCARD: "The message is taken and thrown away; its timeline says so. At deliver this one "
         "inbox does not get it.",
@@ -224,6 +227,7 @@ class Rule:
     period_seconds: int = 0
     per: str = ""
     pause: str = ""
+    reason: str = ""
     stop: bool = False
     enabled: bool = True
     on_error: OnError = OnError.SKIP
@@ -275,6 +279,7 @@ class Ruling:
 
     action: 'accept', 'reject', 'defer', 'discard', 'hold' or 'quarantine'. pause: 'identity' or
     'organization', which may send no more; '' for none. priority: None where no rule set it.
+    reason: 'reputation' where nothing else spoke against the message.
     """
 
     action: str = "accept"
@@ -288,4 +293,5 @@ class Ruling:
     forwards: tuple[str, ...] = ()
     priority: int | None = None
     pause: str = ""
+    reason: str = ""
     trace: tuple[Step, ...] = ()

@@ -153,9 +153,11 @@ class Appliance:
     def _build(self, store: Store) -> None:
         """Make the parts; those made first are started first and stopped last."""
         from server.arrival import IntakeSettings
+        from server.correspondents import Correspondents
         from server.counters import Counters
         from server.intake import Intake
         from server.login import Login, kept_secret
+        from server.rejects import Rejects, RejectsSettings
         from server.routing import Routing
         from server.sender_auth.signer import Signer
         from server.standing import Standing
@@ -181,6 +183,20 @@ class Appliance:
             reload_seconds=settings.policy.list_reload_seconds,
         )
         self._add("standing", start=standing.start, stop=standing.stop)
+        correspondents = Correspondents(threads=threads, clock=self.clock, rulebook=self._rulebook)
+        self._add("correspondents", start=correspondents.start, stop=correspondents.stop)
+        rejects = Rejects(
+            threads=threads,
+            clock=self.clock,
+            settings=RejectsSettings(
+                keep_seconds=settings.rejects.keep_seconds,
+                messages=settings.rejects.max_messages,
+                octets=settings.rejects.max_octets,
+            ),
+            hostname=settings.server.hostname,
+        )
+        self._add("rejects", start=rejects.start, stop=rejects.stop)
+        self._add("operator's inbox", start=lambda: self._look_for_operator(threads))
         intake = Intake(
             threads=threads,
             routing=routing,
@@ -195,6 +211,8 @@ class Appliance:
             verifier=self._verifier(resolver, threads),
             signer=Signer(threads),
             standing=standing,
+            correspondents=correspondents,
+            rejects=rejects,
         )
         roles = settings.server.roles
         if "delivery" in roles:
@@ -215,6 +233,15 @@ class Appliance:
         stop: Callable[[], Awaitable[None] | None] | None = None,
     ) -> None:
         self.tree.addService(Part(name, start=start, stop=stop))
+
+    async def _look_for_operator(self, threads: Threads) -> None:
+        """Say where nobody would read what strangers write to postmaster and abuse."""
+        from server.routing import operator_fault
+
+        postmaster = self.settings.server.postmaster
+        fault = await threads.read(lambda c: operator_fault(c, postmaster=postmaster))
+        if fault:
+            log.warning("nobody reads mail for the operator", problem=fault)
 
     async def _close_store(self, store: Store, threads: Threads) -> None:
         await asyncio.to_thread(store.close)
@@ -249,6 +276,7 @@ class Appliance:
         self, threads: Threads, hub: Hub, routing: Routing, intake: Intake, resolver: Any
     ) -> None:
         from server.delivery.bounce import Bouncer
+        from server.delivery.held import HeldExpiry
         from server.delivery.scheduler import Scheduler
 
         settings = self.settings
@@ -271,6 +299,13 @@ class Appliance:
             threads=threads, hub=hub, intake=intake, clock=self.clock, hostname=settings.server.hostname
         )
         self._add("bounces", start=bouncer.start, stop=bouncer.stop)
+        expiry = HeldExpiry(
+            threads=threads,
+            clock=self.clock,
+            seconds=settings.delivery.held_expiry_seconds,
+            answer=settings.delivery.held_expiry_answer,
+        )
+        self._add("held mail", start=expiry.start, stop=expiry.stop)
 
     def _build_smtp(self, threads: Threads, intake: Intake, login: Login) -> None:
         from server.smtp.server import SmtpServer

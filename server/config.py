@@ -16,6 +16,7 @@ from typing import Any, cast
 from pydantic import BaseModel
 
 from server.listen import Listen, ListenKind, ListenSyntax, parse_listen
+from server.mail.address import AddressSyntax, normalise
 from server.next_hop import NextHop, NextHopKind, NextHopSyntax, parse_next_hop
 from server.sections import (
     Authentication,
@@ -26,6 +27,7 @@ from server.sections import (
     Imap,
     Limits,
     Policy,
+    Rejects,
     Section,
     Server,
     Smtp,
@@ -68,6 +70,7 @@ class Settings(Section):
     authentication: Authentication = Authentication()
     policy: Policy = Policy()
     limits: Limits = Limits()
+    rejects: Rejects = Rejects()
     delivery: Delivery = Delivery()
     control: Control = Control()
 
@@ -126,6 +129,11 @@ def _check_names(settings: Settings) -> Iterator[Finding]:
     full = re.fullmatch(rf"{label}(\.{label}){dots}", name)
     if not full or len(name) > 253 or name.rpartition(".")[2].isdigit():
         yield Finding("server.hostname", "it is no fully qualified domain name")
+    if settings.server.postmaster:
+        try:
+            normalise(settings.server.postmaster)
+        except (AddressSyntax, ValueError):
+            yield Finding("server.postmaster", "it is no mail address")
     path = str(settings.control.socket)
     if len(path.encode()) > 107:
         yield Finding("control.socket", "the path of a socket has 107 octets at most")

@@ -15,10 +15,14 @@ from typing import TYPE_CHECKING
 from server.mail import fingerprint, header, structure
 from server.mail.address import AddressSyntax, Mailbox, domain_of, parse_mailbox
 from server.mail.address_list import HeaderAddress, parse_address_list
+from server.origin import NOBODY, Origin, origin_of
+from server.routing import is_role
 from storage.records import Envelope, Peer, Source, Spooled, Verdict
 
 if TYPE_CHECKING:
     from server.login import Identity
+    from server.routing import Local
+    from storage.records import Recipient
     from storage.store import Store
 
 HEADER_LIMIT_OCTETS = (1 << 20) + (64 << 10)  # what a door takes, and trace fields
@@ -160,6 +164,7 @@ class Case:
     reply_code: int = 0
     reply_status: str = ""
     notice: str = ""
+    places: Sequence[tuple[Recipient, Local]] = ()
 
 
 class Facts(dict[str, object]):
@@ -190,6 +195,14 @@ def of_placement(message: Facts, recipient: str, mailbox_id: str) -> Facts:
     return Facts(replace(message.case, recipient=recipient, mailbox_id=mailbox_id))
 
 
+def origin(case: Case) -> Origin:
+    """Return whom a message is from, as far as its receiver can know."""
+    letter = case.letter
+    if letter is None or letter.from_fields != 1:
+        return NOBODY
+    return origin_of(letter.from_addresses, case.verdicts, case.peer.address)
+
+
 def _letter(case: Case) -> Letter:
     assert case.letter is not None, "rules ask for content only where there is content"
     return case.letter
@@ -218,6 +231,7 @@ SOURCES: Mapping[str, Callable[[Case], object]] = {
     "declared_octets": lambda case: case.declared_octets,
     "recipient": lambda case: case.recipient.lower(),
     "recipient_domain": lambda case: _domain(case.recipient),
+    "recipient_is_role": lambda case: is_role(case.recipient),
     "recipient_count": lambda case: case.recipient_count,
     "recipients": lambda case: [one.address.lower() for one in case.envelope.recipients],
     "organization_id": lambda case: case.organization_id,
@@ -237,6 +251,14 @@ SOURCES: Mapping[str, Callable[[Case], object]] = {
     "reply_status": lambda case: case.reply_status,
     "notice": lambda case: case.notice,
     "auto_submitted": lambda case: _letter(case).word(b"auto-submitted").lower(),
+    "correspondent_authenticated": lambda case: origin(case).is_authenticated,
+    # Of strangers; server.correspondents puts what it knows in their place.
+    "correspondent_known": lambda case: False,
+    "correspondent_unwanted": lambda case: False,
+    "correspondent_domain_unwanted": lambda case: False,
+    "correspondent_score": lambda case: 0,
+    "correspondent_domain_score": lambda case: 0,
+    "owner_wrote_to_sender": lambda case: False,
 }
 
 

@@ -13,8 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-import structlog
-
 from server import completion, evidence
 from server.apiece import Apiece
 from server.arrival import (
@@ -34,7 +32,7 @@ from server.mail import header, trace
 from server.mail.address import domain_of
 from server.mail.recoding import Unencodable
 from server.refusal import Refusal
-from server.routing import Group, Local, Refuse, Remote, sort
+from server.routing import Group, Local, Refuse, Remote, is_role, sort
 from server.rulebook import UNRULED, merge, refuse
 from server.sender_auth.results import forged
 from server.senders import Senders
@@ -57,7 +55,9 @@ from storage.records import (
 
 if TYPE_CHECKING:
     from server.clock import Clock
+    from server.correspondents import Correspondents
     from server.login import Identity
+    from server.rejects import Refused, Rejects
     from server.routing import Routing
     from server.rulebook import Rulebook
     from server.sender_auth.signer import Signer
@@ -68,12 +68,10 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
-log = structlog.get_logger("intake")
 
 NOBODY = Peer("")
 FROM_SENDERS = frozenset({Source.SUBMISSION, Source.API})
-SIGNED = frozenset({Source.SUBMISSION, Source.API, Source.NOTICE})
-QUEUED = frozenset({Source.SUBMISSION, Source.API, Source.NOTICE})
+SIGNED = QUEUED = frozenset({Source.SUBMISSION, Source.API, Source.NOTICE})
 # The policy stages that judge whole messages; what the appliance says itself is not judged.
 STAGES_OF: Mapping[Source, tuple[str, ...]] = {
     Source.MX: ("message",),
@@ -101,6 +99,8 @@ class Intake:
         verifier: Verifier | None,
         signer: Signer,
         standing: Standing | None = None,
+        correspondents: Correspondents | None = None,
+        rejects: Rejects | None = None,
     ) -> None:
         self._threads = threads
         self._routing = routing
@@ -110,6 +110,8 @@ class Intake:
         self._verifier = verifier
         self._signer = signer
         self._standing = standing
+        self._correspondents = correspondents
+        self._rejects = rejects
         self._senders = Senders(threads, routing)
 
     def spool(self) -> SpoolWriter:
@@ -172,7 +174,9 @@ class Intake:
                 recipient=recipient.address,
                 recipient_count=len(envelope.recipients) + 1,
             )
-            refuse(await self._ruled("rcpt", evidence.Facts(case)))
+            decision = await self._ruled("rcpt", evidence.Facts(case))
+            if not (decision.reason and is_role(recipient.address)):
+                refuse(decision)
 
     async def _ruled(self, stage: str, facts: evidence.Facts) -> Decision:
         """Return a stage's decision, with what its rules want to know ahead."""
@@ -197,18 +201,27 @@ class Intake:
                 [appended(arrival, arrival.append, now=self._clock.now())], wait_applied=wait_applied
             )
         try:
-            records = await self._judge(arrival, files)
+            records, refused = await self._judge(arrival, files)
         except Exception:
             await self._give_up(files)
             raise
+        if refused is not None:
+            if records:
+                await refused.settle(self._commit(records, wait_applied=False))
+            else:
+                await self._give_up(files)
+            raise refused.refusal
         return await self._commit(records, wait_applied=wait_applied)
 
     async def accept_each(self, arrival: Arrival) -> tuple[Receipt | Refusal, ...]:
         """Take a message in for as many recipients as can be; returns an answer for each, in order."""
         return await Apiece(self.accept, self._routing, self._threads).accept(arrival)
 
-    async def _judge(self, arrival: Arrival, files: list[Spooled]) -> list[Accepted]:
-        """Return a record for each organization; files: the spool files that the message now lies in."""
+    async def _judge(self, arrival: Arrival, files: list[Spooled]) -> tuple[list[Accepted], Refused | None]:
+        """Return a record for each organization, and what is refused for its reputation.
+
+        files: the spool files that the message now lies in.
+        """
         letter = await self._read(arrival.content)
         if arrival.source is Source.LOCAL and letter.received_count >= self._settings.max_received:
             # RFC 5321 6.3: forwards that lead back to each other pass no door that counts.
@@ -224,18 +237,26 @@ class Intake:
                 )
             if letter.has(b"return-path"):
                 arrival, letter = await self._rewrite(arrival, letter, files, select=completion.return_paths)
-        groups = await self._group(arrival)
-        judgements = [await self._decide(arrival, group, letter, verdicts) for group in groups]
+        groups: Sequence[Group] = await self._group(arrival)
+        judgements: Sequence[Judgement] = [
+            await self._decide(arrival, group, letter, verdicts) for group in groups
+        ]
+        refused: Refused | None = None
+        if self._rejects is not None and any(one.decision.reason for one in judgements):
+            refused, groups, judgements = await self._rejects.sort(arrival, groups, judgements)
         records: list[Accepted] = []
         for group, judgement in zip(groups, judgements, strict=True):
-            record = await self._record(arrival, group, judgement)
+            if refused is None:
+                record = await self._record(arrival, group, judgement)
+            else:
+                record = refused.record(arrival, group, judgement, self._results(arrival, judgement))
             if records and isinstance(record.content, Spooled):
                 # The store lets a file go with the record that names it: each has its own.
                 record = replace(record, content=await self._duplicate(record.content, files))
             records.append(record)
         if not self._threads.store.has_room(sum(map(_octets_to_write, records))):
             raise _no_room()
-        return records
+        return records, refused
 
     async def _duplicate(self, content: Spooled, files: list[Spooled]) -> Spooled:
         try:
@@ -380,14 +401,19 @@ class Intake:
             verdicts=verdicts,
             organization_id=group.organization_id,
             mailbox_id=(identity.mailbox_id if identity else None) or "",
+            places=group.local,
         )
         facts = evidence.Facts(case)
+        if self._correspondents is not None:
+            await self._correspondents.look(facts, [local.mailbox.id for _, local in group.local])
         decision = UNRULED
         for stage in STAGES_OF[arrival.source]:
             if self._rulebook.asks(stage):
                 decision = merge(decision, await self._ruled(stage, facts))
                 if decision.pause and identity is not None and self._standing is not None:
                     await self._standing.pause(identity, decision)
+                if decision.reason and self._rejects is not None and arrival.source in FROM_OUTSIDE:
+                    break  # the others' rules may have better reasons
                 refuse(decision)
         if arrival.source in FROM_SENDERS and self._standing is not None:
             self._standing.record(facts)
@@ -398,8 +424,11 @@ class Intake:
     ) -> LocalTarget | None:
         """Return the place of one local recipient, by the rules asked for each; None: it gets nothing."""
         decision = judgement.decision
-        if self._rulebook.asks("deliver"):
+        known = self._correspondents
+        if self._rulebook.asks("deliver") and not (known and known.spares(local.mailbox.id)):
             facts = evidence.of_placement(judgement.facts, recipient.address, local.mailbox.id)
+            if known is not None:
+                await known.look(facts, (local.mailbox.id,))
             decision = merge(decision, await self._ruled("deliver", facts))
             if decision.action is Action.DISCARD:
                 return None

@@ -15,6 +15,7 @@ from server.arguments import WrongArguments, check
 from server.login import hash_password, new_key, new_password, scram_verifier
 from server.mail.address import AddressSyntax, normalise, parse_mailbox
 from server.policy_acts import ACTS, note
+from server.routing import operator_fault
 from server.sender_auth import zone
 from server.sender_auth.keys import ALGORITHMS, make_key
 from storage import accounts, events, grants, queue_view, reconcile
@@ -319,6 +320,11 @@ def status(context: Context) -> dict[str, Any]:
     return {"queue": counts, "journal_backlog_octets": context.store.backlog_octets}
 
 
+def operator_check(context: Context, *, postmaster: str) -> dict[str, Any]:
+    """Return what keeps mail for postmaster and abuse from its reader, '' for nothing."""
+    return {"fault": context.store.database.read(lambda c: operator_fault(c, postmaster=postmaster))}
+
+
 OPERATIONS: Mapping[str, Operation] = {
     "organization-add": organization_add,
     "domain-add": domain_add,
@@ -332,6 +338,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "explain": explain,
     "reconcile": reconcile_now,
     "status": status,
+    "operator-check": operator_check,
     **ACTS,
 }
 

@@ -136,6 +136,14 @@ class Group:
         return is_new
 
 
+def is_role(address: str) -> bool:
+    """Return whether an address is postmaster's or abuse's, in any case, of any domain or none."""
+    local = address.rpartition("@")[0] or address
+    # A quoted string names the same mailbox (RFC 5321 4.1.2).
+    return local.strip('"').split("+", 1)[0].lower() in ROLE_LOCAL_PARTS
+
+
+NO_OPERATOR = Refuse(451, "4.3.5", "Mail for the operator cannot be taken now, try again later")
 NO_SUCH_USER = Refuse(550, "5.1.1", "No such mailbox here")
 
 
@@ -199,7 +207,8 @@ class Routing:
             if route is not None:
                 return self._follow(connection, route, address)
             mailbox = accounts.find_mailbox(connection, address=f"{candidate}@{domain}")
-            if mailbox is not None:
+            # RFC 5321 4.5.1: a closed inbox of that name does not make postmaster unknown.
+            if mailbox is not None and (mailbox.state == "active" or base not in ROLE_LOCAL_PARTS):
                 return _open(mailbox, address)
         if base in ROLE_LOCAL_PARTS:
             return self._postmaster_mailbox(connection, address, owner.organization_id)
@@ -224,17 +233,47 @@ class Routing:
         self, connection: Connection, address: str, organization_id: str | None
     ) -> Resolution:
         if self._postmaster:
-            named = accounts.find_mailbox(connection, address=self._postmaster)
-            if named is not None and named.state == "active":
-                return Local(named, address)
-        if organization_id is None:
-            first = accounts.organizations(connection, limit=1)
-            if not first:
-                return NO_SUCH_USER
-            organization_id = first[0].id
-        inboxes = accounts.mailboxes(connection, organization_id=organization_id)
-        first_open = next((inbox for inbox in inboxes if inbox.state == "active"), None)
-        return Local(first_open, address) if first_open is not None else NO_SUCH_USER
+            named = self._named(connection, address, organization_id)
+            if named is not None:
+                return named
+        for owner in (organization_id, None):
+            found = accounts.first_open_mailbox(connection, organization_id=owner)
+            if found is not None:
+                return Local(found, address)
+        # Temporary: the first inbox that is made will do.
+        return NO_OPERATOR
+
+    def _named(self, connection: Connection, address: str, organization_id: str | None) -> Resolution | None:
+        """Return where server.postmaster leads, None where it leads nowhere."""
+        mailbox = accounts.find_mailbox(connection, address=self._postmaster)
+        if mailbox is not None:
+            return Local(mailbox, address) if mailbox.state == "active" else None
+        if accounts.find_domain(connection, name=domain_of(self._postmaster)) is not None:
+            return None
+        owner = organization_id or next((one.id for one in accounts.organizations(connection, limit=1)), None)
+        return Forward(owner, self._postmaster) if owner is not None else None
+
+
+def operator_fault(connection: Connection, *, postmaster: str) -> str:
+    """Return what keeps mail for postmaster and abuse from its reader, '' for nothing.
+
+    postmaster: the setting server.postmaster.
+    """
+    fallback = accounts.first_open_mailbox(connection, organization_id=None)
+    instead = f"it goes to {fallback.address} instead" if fallback else "it is answered 451"
+    if not postmaster:
+        if fallback is None:
+            return "there is no inbox that mail for postmaster and abuse could go to: it is answered 451"
+        return ""
+    address = normalise(postmaster)
+    mailbox = accounts.find_mailbox(connection, address=address)
+    if mailbox is not None:
+        return (
+            "" if mailbox.state == "active" else f"server.postmaster: {address} is {mailbox.state}: {instead}"
+        )
+    if accounts.find_domain(connection, name=domain_of(address)) is None:
+        return ""  # elsewhere: the queue brings it there
+    return f"server.postmaster: there is no inbox {address}: {instead}"
 
 
 def sort(groups: dict[str, Group], recipient: Recipient, resolution: Resolution) -> None:

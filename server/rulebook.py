@@ -253,6 +253,7 @@ def decision_of(ruling: Ruling) -> Decision:
         forwards=ruling.forwards,
         priority=ruling.priority or 0,
         pause=ruling.pause,
+        reason=ruling.reason,
     )
 
 
@@ -285,12 +286,21 @@ def merge(first: Decision, second: Decision) -> Decision:
         forwards=tuple(dict.fromkeys((*first.forwards, *second.forwards))),
         priority=second.priority or first.priority,
         pause=second.pause or first.pause,
+        reason=source.reason,
     )
 
 
 def refuse(decision: Decision) -> None:
     """Raise the Refusal of a decision that rejects or defers; return for any other."""
     if decision.action in (Action.REJECT, Action.DEFER):
-        # What refused came last; the rules before it may have matched too.
-        rule = next((step.rule for step in reversed(decision.trace) if step.matched), "")
-        raise Refusal(decision.code, decision.enhanced, decision.text, f"rule {rule}")
+        raise refusal_of(decision)
+
+
+def refusal_of(decision: Decision) -> Refusal:
+    """Return the Refusal of a decision that rejects or defers."""
+    # What refused came last, the rules before it may have matched too; behind reputation others were asked.
+    steps = [step for step in decision.trace if step.matched]
+    if decision.reason:
+        steps = [step for step in steps if step.effect.startswith(("reject", "defer"))][:1]
+    rule = steps[-1].rule if steps else ""
+    return Refusal(decision.code, decision.enhanced, decision.text, f"rule {rule}")

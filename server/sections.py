@@ -98,9 +98,10 @@ class Server(Section):
     )
     postmaster: str = setting(
         "",
-        "Inbox that gets mail for postmaster and abuse of every domain that has no inbox or route of that "
-        "name (RFC 5321 4.5.1). Empty is the oldest inbox of the domain's organization.",
-        allowed="empty, or the address of an inbox",
+        "Who gets mail for postmaster and abuse of every domain that has no inbox or route of that name, and "
+        "for postmaster without a domain (RFC 5321 4.5.1). Empty, or where that inbox is closed, it is the "
+        "oldest inbox of the domain's organization, else of this server.",
+        allowed="empty, the address of an inbox, or an address elsewhere",
     )
     development: bool = setting(
         False,
@@ -431,6 +432,31 @@ class Limits(Section):
         return {name: getattr(self, name) for name in LIMITS}
 
 
+class Rejects(Section):
+    """The folder Rejects: what rules refuse with reason = "reputation", kept for the recipients."""
+
+    keep_seconds: int = setting(
+        7 * DAY,
+        "How long refused mail is kept in Rejects. 0: it is not.",
+        at_least=0,
+        at_most=366 * DAY,
+    )
+    max_messages: int = setting(
+        500,
+        "How many of them an inbox holds; the oldest go first.",
+        unit="messages",
+        at_least=1,
+        at_most=100_000,
+    )
+    max_octets: int = setting(
+        25 * MEBI,
+        "How much of it an inbox holds; a larger message is not kept. Of an inbox with a quota Rejects never "
+        "fills the last tenth.",
+        at_least=64 * 1024,
+        at_most=1024 * MEBI,
+    )
+
+
 class Delivery(Section):
     """The queue and the delivery to other servers."""
 
@@ -489,6 +515,18 @@ class Delivery(Section):
         "How long delivery is tried for all other messages; RFC 5321 4.5.4.1 asks for 4 to 5 days.",
         at_least=60,
         at_most=30 * DAY,
+    )
+    held_expiry_seconds: int = setting(
+        30 * DAY,
+        "How long held mail waits for a person to release it. 0: for ever.",
+        at_least=0,
+        at_most=366 * DAY,
+    )
+    held_expiry_answer: Literal["bounce", "own", "discard"] = setting(
+        "own",
+        "What becomes of held mail then: bounced to its sender; or bounced to senders of this server and "
+        "discarded where it came from elsewhere, since a stranger's address may be forged; or discarded. The "
+        "timeline says so in each case.",
     )
     delay_notice_seconds: int = setting(
         4 * HOUR,

@@ -131,6 +131,8 @@ def told(decision: Decision) -> str:
         parts = [f"{decision.action.value} {decision.code} {decision.enhanced} {decision.text}"]
         if decision.pause:
             parts.append(f"pause of the {decision.pause}")
+        if decision.reason:
+            parts.append(f"for {decision.reason} alone")
         return "; ".join(parts)
     parts += [f"keyword {tag}" for tag in decision.tags]
     parts += [f"field {name}: {value}" for name, value in decision.headers]

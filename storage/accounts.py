@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, Table, bindparam, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from storage import ids, schema
+from storage import ids, schema, signs
 from storage.db import Notice, publish
 from storage.errors import Conflict, Missing
 from storage.mailboxes import create_mailbox_folders
@@ -188,6 +188,16 @@ def mailboxes(
     return [_mailbox(row) for row in connection.execute(query.order_by(columns.id).limit(_page(limit)))]
 
 
+def first_open_mailbox(connection: Connection, *, organization_id: str | None) -> Mailbox | None:
+    """Return the oldest active inbox of a tenant, of all where None is given; None where there is none."""
+    columns = schema.mailboxes.c
+    query = select(schema.mailboxes).where(columns.state == "active")
+    if organization_id is not None:
+        query = query.where(columns.organization_id == organization_id)
+    row = connection.execute(query.order_by(columns.id).limit(1)).first()
+    return None if row is None else _mailbox(row)
+
+
 def newest_mailboxes(connection: Connection, *, limit: int) -> list[Mailbox]:
     """Return the newest inboxes of all tenants, newest first: for the operator's pages alone."""
     query = select(schema.mailboxes).order_by(schema.mailboxes.c.id.desc()).limit(_page(limit))
@@ -223,6 +233,8 @@ def set_mailbox_state(
     changed = mailbox(connection, organization_id=organization_id, mailbox_id=mailbox_id)
     if changed is None:
         raise Missing(f"inbox {mailbox_id}")
+    if state == "closed":
+        signs.erase(connection, mailbox_id=mailbox_id)
     _changed(connection, organization_id)
     return changed
 

@@ -132,6 +132,8 @@ def _decision_text(decision: Decision) -> str:
         fields |= {"copies": decision.copies, "forwards": decision.forwards}
     if decision.priority:
         fields["priority"] = decision.priority
+    if decision.reason:
+        fields["reason"] = decision.reason
     return _encode(fields)
 
 

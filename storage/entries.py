@@ -20,7 +20,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
-from storage import ids
+from storage import ids, signs
 from storage.codec import data_text
 from storage.db import Notice, publish
 from storage.errors import Full
@@ -68,6 +68,7 @@ def copy(
     copied = {one.uid: one for one in found}
     charge(connection, {target.mailbox_id: sum(copied[uid].octets for uid, _ in pairs)})
     told = [(copied[uid].message_id, new) for uid, new in pairs]
+    _note(connection, source, target, told, at)
     tell(connection, "message.copied", folder=target, told=told, at=at, source=source.name)
     return pairs
 
@@ -94,8 +95,19 @@ def move(
         charge(connection, {source.mailbox_id: -octets, target.mailbox_id: octets})
     by_uid = {row[0]: row[1] for row in gone}
     told = [(by_uid[uid], new) for uid, new in pairs]
+    _note(connection, source, target, told, at)
     tell(connection, "message.moved", folder=target, told=told, at=at, source=source.name)
     return pairs
+
+
+def _note(
+    connection: Connection, source: Locked, target: Locked, told: Sequence[tuple[str, int]], at: int
+) -> None:
+    """Note what going from one folder to another says of the senders."""
+    kind = signs.moved(source, target)
+    if kind and told:
+        message_ids = [message_id for message_id, _ in told]
+        signs.note(connection, mailbox_id=target.mailbox_id, message_ids=message_ids, kind=kind, at=at)
 
 
 def expunge(

@@ -14,6 +14,7 @@ from enum import Enum
 
 from sqlalchemy import Connection
 
+from storage import signs
 from storage.contents import Changed
 from storage.errors import BadName, Full
 from storage.folders import Locked, advance, lock
@@ -71,9 +72,12 @@ def store_flags(
     else:
         rows = _combine(connection, folder, guarded, mode, flags)
     modseq = folder.highestmodseq + 1
+    rows.sort()
     if rows:
         advance(connection, folder_id)
-    rows.sort()
+        sign = signs.marked(words, is_removal=mode is FlagMode.REMOVE) if words else ""
+        if sign:
+            signs.note_marked(connection, folder=folder, uids=[row[0] for row in rows], kind=sign)
     return Stored([(uid, modseq, now, tuple(text.split())) for uid, now, text in rows], failed)
 
 

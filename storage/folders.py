@@ -53,6 +53,7 @@ class Locked:
     uidvalidity: int
     uidnext: int
     highestmodseq: int
+    special_use: str = ""
 
 
 def normal_name(name: str) -> str:
@@ -170,8 +171,8 @@ def held(connection: Connection, folder_ids: Collection[int]) -> dict[int, Locke
     if not wanted:
         return {}
     text = (
-        "SELECT f.id, f.mailbox_id, m.organization_id, f.name, f.uidvalidity, f.uidnext, f.highestmodseq "  # noqa: S608 - marks only
-        "FROM folders f JOIN mailboxes m ON m.id = f.mailbox_id "
+        "SELECT f.id, f.mailbox_id, m.organization_id, f.name, f.uidvalidity, f.uidnext, f.highestmodseq, "  # noqa: S608 - marks only
+        "f.special_use FROM folders f JOIN mailboxes m ON m.id = f.mailbox_id "
         f"WHERE f.id IN ({', '.join('?' * len(wanted))}) ORDER BY f.id"
     )
     if connection.dialect.name != "sqlite":

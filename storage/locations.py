@@ -4,17 +4,25 @@ Owns the look-up and a bounded memory of it. What it says may be out of date:
 the unit that inserts the rows checks each folder again and sends apply back.
 """
 
+import logging
+import time
 from collections.abc import Iterable
+from functools import partial
 from itertools import islice
 
 from sqlalchemy import Connection, select
 
+from storage import rejects
 from storage.db import Database
+from storage.errors import BadName, Conflict, Full, Missing
+from storage.folder_names import REJECTS
 from storage.maildir import INBOX, Maildir
 from storage.placing import Location
 from storage.schema import folders, mailboxes
 
 LIMIT = 20_000
+ATTEMPTS = 3
+_log = logging.getLogger(__name__)
 _LOOKUP = 300
 
 # Organization, mailbox, folder: a mailbox of another organization is no place for a record.
@@ -42,7 +50,25 @@ class Locations:
                 self._known.clear()
                 missing = asked
             self._known.update(self._database.read(lambda connection: self._look_up(connection, missing)))
+            lacking = {key for key in missing - self._known.keys() if key[2] == REJECTS}
+            if lacking:
+                self._make(lacking)
         return {key: self._known.get(key) for key in asked}
+
+    def _make(self, lacking: set[Wanted]) -> None:
+        """Make the folder of refused mail where it is wanted for the first time, or was deleted."""
+        mailbox_ids = {mailbox_id for _, mailbox_id, _ in lacking}
+        now = time.time_ns() // 1000
+        for _ in range(ATTEMPTS):
+            try:
+                self._database.write(partial(rejects.make_folders, mailbox_ids=mailbox_ids, at=now))
+                break
+            except Conflict:
+                continue  # another process made one meanwhile: the rest are still to be made
+            except (Full, Missing, BadName) as error:
+                _log.warning("refused mail is not kept: %s", error)
+                break
+        self._known.update(self._database.read(lambda connection: self._look_up(connection, lacking)))
 
     def _look_up(self, connection: Connection, missing: set[Wanted]) -> dict[Wanted, Location]:
         names = {INBOX} | {folder for _, _, folder in missing}
@@ -61,7 +87,8 @@ class Locations:
         found: dict[Wanted, Location] = {}
         for organization_id, mailbox_id, folder in missing:
             location = present.get((organization_id, mailbox_id, folder))
-            location = location or present.get((organization_id, mailbox_id, INBOX))
+            if folder != REJECTS:  # what was refused never comes into sight
+                location = location or present.get((organization_id, mailbox_id, INBOX))
             if location is not None:
                 found[organization_id, mailbox_id, folder] = location
         return found

@@ -7,7 +7,8 @@ operator. Logs them too, by the message's id alone.
 import logging
 from typing import Any
 
-from storage import ids
+from storage import absent, ids
+from storage.folder_names import REJECTS
 from storage.placing import Placing, Work
 from storage.records import Event
 
@@ -34,8 +35,9 @@ def note(work: Work, placing: Placing, *, at: int) -> None:
         work.events.append(event(work, "message.unrendered", {"reason": work.unrendered}, at=at))
     record = work.encoded.record
     for index, (target, location) in enumerate(zip(record.local, work.locations, strict=True)):
-        if location is None:
+        if location is None and target.folder != REJECTS:
             name = placing.aside_name(work, index)
-            _log.error("message %s was put aside as %s", record.message_id, name)
-            data: dict[str, Any] = {"recipient": target.recipient, "file": name}
-            work.events.append(event(work, "message.aside", data, at=at))
+            _log.error("message %s has no inbox to go to, it lies aside as %s", record.message_id, name)
+            # One time for all: then one notice tells of them all.
+            told = absent.told(work.encoded, target, file=name)
+            work.events += [event(work, kind, data, at=at) for kind, data in told]

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from storage.codec import Encoded
 from storage.files import Files, write_all
+from storage.folder_names import REJECTS
 from storage.journal import Applied
 from storage.maildir import SUBDIRECTORIES, Maildir, base_name, file_name, info, parse_name
 from storage.records import Event, LocalTarget, Spooled
@@ -152,7 +153,7 @@ class Placing:
                     if error.errno not in _IMPOSSIBLE:
                         raise
                     location = work.locations[index] = None
-            if location is None:
+            if location is None and target.folder != REJECTS:
                 self._put_aside(work, target, index)
         if record.remote:
             self._place_outgoing(work.encoded, present)

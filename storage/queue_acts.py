@@ -52,6 +52,7 @@ def hold(connection: Connection, *, selection: Selection, actor: str, at: int) -
 def release(connection: Connection, *, selection: Selection, actor: str, at: int) -> Acted:
     """Let held deliveries be tried, at once."""
     rows = _select(connection, selection, (DeliveryState.HELD,))
+    _give_time(connection, rows, at)
     _change(connection, rows, at=at, state=DeliveryState.SCHEDULED, due=at)
     _tell(connection, rows, kind="message.released", actor=actor, at=at)
     return Acted(tuple(row.id for row in rows))
@@ -111,6 +112,13 @@ def _change(
     connection.execute(query.values(state=state.value, next_attempt_at=due, updated_at=at))
     if due is not None:
         publish(connection, Notice("queue", "", due))
+
+
+def _give_time(connection: Connection, rows: Sequence[Row[*tuple[Any, ...]]], at: int) -> None:
+    """Take the time for which deliveries were held off what they have been tried for."""
+    if rows:
+        query = update(table).where(table.c.id.in_([row.id for row in rows]), table.c.updated_at < at)
+        connection.execute(query.values(expires_at=table.c.expires_at + at - table.c.updated_at))
 
 
 def _tell(

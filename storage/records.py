@@ -127,7 +127,7 @@ class Decision:
     keywords. headers: (name, value) fields put on top of the message.
     redirect: address that takes the recipients' place, or None. copies, forwards: inboxes
     and addresses that get it too. priority: the queue's. pause: 'identity' or 'organization',
-    which may send no more, '' for none.
+    which may send no more, '' for none. reason: 'reputation' where nothing but that speaks against it.
     """
 
     action: Action = Action.ACCEPT
@@ -142,6 +142,7 @@ class Decision:
     forwards: tuple[str, ...] = ()
     priority: int = 0
     pause: str = ""
+    reason: str = ""
 
 
 class Flag(IntFlag):

@@ -15,10 +15,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, select
 
-from storage import idempotency, ids, schema
+from storage import idempotency, ids, rejects, schema, signs
 from storage.codec import data_text
 from storage.db import Notice, publish
 from storage.errors import StorageError
+from storage.folder_names import REJECTS
 from storage.maildir import flags_of, info
 from storage.placing import Location, Name, Work
 from storage.records import DeliveryState, Event, LocalTarget, Placed, RemoteTarget, Source
@@ -33,6 +34,7 @@ _CHUNKS = (64, 32, *range(16, 0, -1))
 
 # What a sender's own folder gets is no news to whoever waits for mail.
 _KEPT = frozenset({Source.API, Source.SUBMISSION, Source.APPEND})
+_SENT = frozenset({Source.API, Source.SUBMISSION})
 
 
 class Stale(StorageError):
@@ -171,6 +173,10 @@ class Batch:
         )
         for folder_id in sorted(counts):
             rows = self._execute(connection, text, (counts[folder_id], folder_id)).fetchall()
+            if locations[folder_id].folder == REJECTS:
+                # What was refused is never \\Recent.
+                unseen = "UPDATE folders SET recent_uid = uidnext WHERE id = ?"
+                self._execute(connection, unseen, (folder_id,))
             if not rows or rows[0][3] != locations[folder_id].folder:
                 raise Stale(f"folder {folder_id} was renamed or deleted")
             uidnext, modseq, uidvalidity, _ = rows[0]
@@ -215,11 +221,25 @@ class Batch:
         insert(connection, schema.renditions, _RENDITION, [_rendition_row(work) for work in works])
         insert(connection, schema.entries, _ENTRY, entries)
         self._queue(connection, works)
+        self._note(connection, works)
         insert(connection, schema.events, _EVENT, events)
         if events:
             seq = self._execute(connection, "SELECT max(seq) FROM events", ()).fetchone()[0]
             publish(connection, Notice("events", "", seq))
         return placed
+
+    def _note(self, connection: Connection, works: Sequence[Work]) -> None:
+        """Note what users sent, and what was kept though it was refused."""
+        sent: list[tuple[str, int]] = []
+        for work in works:
+            record = work.encoded.record
+            if record.source in _SENT:
+                sent.append((record.message_id, record.accepted_at))
+            elif record.local and record.local[0].folder == REJECTS:
+                here = {location.mailbox_id for location in work.locations if location is not None}
+                rejects.remember(connection, [(record, here)])
+        if sent:
+            signs.note_sent(connection, sent)
 
     def _place(
         self, work: Work, numbers: dict[int, "_Numbers"], entries: list[Row], events: list[Row]
@@ -265,7 +285,9 @@ class Batch:
         return _event_row(
             Event(
                 id=ids.new("evt"),
-                kind="message.kept" if record.source in _KEPT else "message.received",
+                kind="message.kept"
+                if record.source in _KEPT or location.folder == REJECTS
+                else "message.received",
                 at=self._at,
                 organization_id=record.organization_id,
                 message_id=record.message_id,

@@ -286,6 +286,9 @@ deliveries = Table(
     Index("ix_deliveries_lease", "lease_until", sqlite_where=text("lease_until IS NOT NULL"),
           postgresql_where=text("lease_until IS NOT NULL")),
     Index("ix_deliveries_domain_state", "domain", "state"),
+    # Finds what has been held too long.
+    Index("ix_deliveries_held", "updated_at", sqlite_where=text("state = 'held'"),
+          postgresql_where=text("state = 'held'")),
     # Whether a message has an open delivery left, at a cost that does not grow with its recipients.
     Index("ix_deliveries_message_state", "message_id", "state"),
 )  # fmt: skip
@@ -369,6 +372,46 @@ list_entries = Table(
     Column("entry", Text, primary_key=True),
     Column("added_at", BigInteger, nullable=False),
     sqlite_with_rowid=False,
+)
+
+# What was refused for its sender's reputation alone and is kept in Rejects; digest: what a retry has too.
+rejects = Table(
+    "rejects",
+    metadata,
+    Column("mailbox_id", Text, ForeignKey("mailboxes.id", ondelete="CASCADE"), primary_key=True),
+    Column("digest", LargeBinary, primary_key=True),
+    Column("message_id", Text, nullable=False),
+    Column("octets", BigInteger, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Index("ix_rejects_at", "at"),
+    sqlite_with_rowid=False,
+)
+
+# What an inbox's owner did that tells of a correspondent; message_id: the message it was done to, or
+# 'to ADDRESS' for mail of the owner's.
+signs = Table(
+    "signs",
+    metadata,
+    Column("mailbox_id", Text, ForeignKey("mailboxes.id", ondelete="CASCADE"), primary_key=True),
+    Column("message_id", Text, primary_key=True),
+    Column("correspondent", Text, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Index("ix_signs_correspondent", "mailbox_id", "correspondent", "at"),
+    Index("ix_signs_at", "at"),
+    sqlite_with_rowid=False,
+)
+
+# Acts that signs are yet to be made of, written in the act's transaction; mailbox_id: NULL for sent mail.
+signs_due = Table(
+    "signs_due",
+    metadata,
+    Column("seq", Serial, primary_key=True, autoincrement=True),
+    Column("mailbox_id", Text, ForeignKey("mailboxes.id", ondelete="CASCADE")),
+    Column("message_id", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    sqlite_autoincrement=True,
 )
 
 idempotency_keys = Table(

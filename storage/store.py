@@ -125,6 +125,12 @@ class Store:
         """Return the file that the queue sends: trace and content."""
         return self._layout.outbox / message_id
 
+    def aside_path(self, name: str) -> Path:
+        """Return a file that lies aside; ValueError for what is no file's plain name."""
+        if "/" in name or name.startswith("."):
+            raise ValueError(f"no file's name: {name!r}")
+        return self._layout.aside / name
+
     def accept(self, record: Accepted, *, durable: Durable, applied: Applied | None = None) -> None:
         """Journal a record without blocking; callbacks come through the database's `complete`.
 

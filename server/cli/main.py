@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,8 @@ from server.cli.options import (
     perform,
     show,
 )
+from server.control import DaemonDown, ask_daemon
+from server.operations import OperationFailed
 
 VERSION = "0.1.0"  # a test holds it to pyproject.toml
 
@@ -260,6 +263,12 @@ def config_check(config: ConfigOption = None, as_json: JsonOption = False) -> No
             print(problem, file=sys.stderr)
         raise typer.Exit(EXIT_CONFIGURATION) from None
     result = {"configuration": "good", "rules": len(rules.rules)}
+    with suppress(DaemonDown, OperationFailed):
+        # Whether an inbox is there only the running server knows.
+        postmaster = settings.server.postmaster
+        answer = ask_daemon(settings.control.socket, "operator-check", {"postmaster": postmaster})
+        if answer["fault"]:
+            print(f"warning: {answer['fault']}", file=sys.stderr)
     show(result, as_json=as_json, how=output.facts)
 
 

@@ -152,6 +152,13 @@ class Bouncer:
             log.exception("notice given up", message=first.message_id)
             told = [self._event(first, "message.notice_failed", {"text": "an error in this server"})]
         await self._advance(group[-1].seq, told, [first.message_id])
+        if any(event.kind == "message.notified" for event in told):
+            await self._threads.run(self._tidy, _aside_files(group, told))
+
+    def _tidy(self, names: Sequence[str]) -> None:
+        """Remove what lay aside until its sender was told."""
+        for name in names:
+            self._threads.store.aside_path(name).unlink(missing_ok=True)
 
     async def _notify(self, message_id: str, group: Sequence[Event]) -> list[Event]:
         """Send what is to be told; returns the events of it, and of what policy keeps back."""
@@ -170,9 +177,13 @@ class Bouncer:
         ]
         if not statuses:
             return made
-        path = self._threads.store.message_path(message_id)
+        path, start = self._threads.store.message_path(message_id), 0
+        for event in [one for one in group if one.data.get("file")][:1]:
+            # No inbox took it and no queue has it: it lies aside.
+            path = self._threads.store.aside_path(_text(event, "file"))
+            start = int(_text(event, "prefix_octets") or 0)
         returned = returned_part(about, group)
-        content, returned = await self._threads.run(_returned, path, returned)
+        content, returned = await self._threads.run(_returned, path, returned, start)
         notice_id = derived_id(group[0].id)
         report = Report(
             reporting_mta=self._hostname,
@@ -239,6 +250,16 @@ def _groups(found: Sequence[Event]) -> Iterator[list[Event]]:
     """Yield what one settling wrote about one message: it is always seen whole, so a replay groups alike."""
     for _, members in groupby(found, key=lambda event: (event.message_id, event.at, event.kind)):
         yield list(members)
+
+
+def _aside_files(group: Sequence[Event], told: Sequence[Event] = ()) -> list[str]:
+    """Return the files of a group's messages that lie aside, but for those whose notice policy withheld."""
+    withheld = {_text(event, "recipient") for event in told if event.kind == "message.notice_withheld"}
+    return [
+        _text(event, "file")
+        for event in group
+        if event.data.get("file") and _text(event, "recipient") not in withheld
+    ]
 
 
 def may_answer(about: Concerned) -> bool:
@@ -322,10 +343,11 @@ def _diagnostic(event: Event) -> str:
     )
 
 
-def _returned(path: Path, returned: Returned) -> tuple[bytes, Returned]:
+def _returned(path: Path, returned: Returned, start: int) -> tuple[bytes, Returned]:
     """Return what the notice is made of; a file that is gone leaves the notice without its header."""
     try:
         with path.open("rb") as file:
+            file.seek(start)
             content = file.read(FULL_OCTETS + 1)
     except FileNotFoundError:
         return b"", Returned.HDRS

@@ -25,7 +25,7 @@ from server.http.access import Caller
 from server.http.answers import answer, next_cursor
 from server.http.message_files import MessageFiles
 from server.http.openapi import Door
-from server.http.problems import not_found
+from server.http.problems import Problem, not_found
 from server.http.services import Services, known_id, write_audit
 from server.refusal import Broken
 from storage import mailboxes, messages
@@ -63,6 +63,14 @@ class MessageRoutes:
         )
         door.add(f"GET {one}", self.get, scope="message:read", answer=models.Message, tag="Messages")
         door.add(f"DELETE {one}", self.delete, scope="message:delete", status=204, tag="Messages")
+        door.add(
+            f"POST {one}/move",
+            self.move,
+            scope="message:delete",
+            request=models.MoveRequest,
+            status=204,
+            tag="Messages",
+        )
         raw, part = f"GET {one}/raw", f"GET {one}" + "/attachments/{part}"
         door.add(raw, self.get_raw, scope="message:read", media="message/rfc822", tag="Messages")
         door.add(part, self.get_part, scope="message:read", media="application/octet-stream", tag="Messages")
@@ -161,6 +169,43 @@ class MessageRoutes:
                     connection, maildir=self._services.maildir, folder_id=folder_id, uids=[uid], at=now
                 )
             write_audit(connection, caller, action="message.delete", thing=message_id, at=now, inbox=inbox_id)
+
+        await self._services.threads.write(unit)
+        return Response(status_code=204)
+
+    async def move(self, caller: Caller, inbox_id: str, message_id: str, request: Request) -> Response:
+        """Move a message into another folder of its inbox.
+
+        Out of Junk or Rejects, and into Junk, it also says what the owner thinks of the sender.
+        """
+        caller.reach(known_id(inbox_id))
+        known_id(message_id)
+        body = await self._services.bodies.read(request, models.MoveRequest)
+        now = self._services.clock.now()
+
+        def unit(connection: Connection) -> None:
+            listed = messages.find(
+                connection,
+                organization_id=caller.organization_id,
+                mailbox_id=inbox_id,
+                message_id=message_id,
+            )
+            target = mailboxes.find_folder(connection, mailbox_id=inbox_id, name=body.folder)
+            if listed is None:
+                raise not_found()
+            if target is None:
+                raise Problem(422, "no_such_folder", "The inbox has no folder of that name.")
+            if target.id == listed.entry.folder_id:
+                return
+            mailboxes.move(
+                connection,
+                maildir=self._services.maildir,
+                source_id=listed.entry.folder_id,
+                target_id=target.id,
+                uids=[listed.entry.uid],
+                at=now,
+            )
+            write_audit(connection, caller, action="message.move", thing=message_id, at=now, inbox=inbox_id)
 
         await self._services.threads.write(unit)
         return Response(status_code=204)

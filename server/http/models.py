@@ -327,6 +327,12 @@ class MailAddress(Answer):
     address: str
 
 
+class MoveRequest(Asked):
+    """Where a message is to go."""
+
+    folder: str = Field(min_length=1, max_length=1000, description="The folder's whole name.")
+
+
 class MessageSummary(Answer):
     """A message as a list shows it."""
 

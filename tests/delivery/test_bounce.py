@@ -13,7 +13,7 @@ from server.threads import Threads
 from storage import events, queue, schema
 from storage.codec import envelope_text
 from storage.queue import Pick, Settlement
-from storage.records import DeliveryState, Envelope, Handover, Outcome, Recipient, Source
+from storage.records import DeliveryState, Envelope, Event, Handover, Outcome, Recipient, Source
 from tests.delivery.world import MESSAGE, World
 from tests.storage.queued import HOUR, NOW
 
@@ -333,3 +333,61 @@ def test_success_for_the_null_reverse_path_is_no_event_at_all(world: World) -> N
     describe(world, "msg_1", reverse_path=None)
     fail(world, outcome=AT_HOME)
     assert world.log("message.succeeded") == []
+
+
+def undeliverable(world: World, *recipients: str, at: int = NOW) -> None:
+    """What apply says of inboxes that were closed after the 250; its files lie aside."""
+    made = [
+        Event(
+            f"evt_{number}",
+            "message.bounced",
+            at,
+            "org_a",
+            "msg_1",
+            data={
+                "recipient": address,
+                "orcpt": "",
+                "code": 550,
+                "enhanced": "5.2.1",
+                "text": "Mailbox is closed",
+                "file": f"msg_1-{number}.eml",
+            },
+        )
+        for number, address in enumerate(recipients)
+    ]
+    for number in range(len(recipients)):
+        world.shelf.aside_path(f"msg_1-{number}.eml").write_bytes(MESSAGE)
+    world.database.write(lambda c: events.append(c, made) and None)
+
+
+def test_the_sender_is_told_of_inboxes_that_closed_and_the_files_go(world: World) -> None:
+    world.queue("dlv_1", message_id="msg_1", state="delivered", next_attempt_at=None)
+    world.shelf.message_path("msg_1").unlink()
+    describe(world, "msg_1", source="mx")
+    undeliverable(world, "one@ours.test", "two@ours.test")
+    run(catch_up(world, times=2))
+    (arrival,) = world.inbox.arrivals
+    assert [one.address for one in arrival.envelope.recipients] == ["sender@ours.test"]
+    text = content(world)
+    for expected in (
+        b"Final-Recipient: rfc822; one@ours.test\r\n",
+        b"Final-Recipient: rfc822; two@ours.test\r\n",
+        b"Status: 5.2.1\r\n",
+        b"550 5.2.1 Mailbox is closed",
+        b"Subject: hello\r\n",
+    ):
+        assert expected in text
+    assert list(world.shelf.directory.iterdir()) == []
+
+
+def test_a_notice_that_cannot_be_made_now_keeps_the_file(world: World) -> None:
+    world.queue("dlv_1", message_id="msg_1", state="delivered", next_attempt_at=None)
+    describe(world, "msg_1", source="mx")
+    undeliverable(world, "one@ours.test")
+    world.inbox.refusal = Refusal(451, "4.3.0", "no room")
+    with pytest.raises(Refusal):
+        run(catch_up(world))
+    assert world.shelf.aside_path("msg_1-0.eml").exists()
+    world.inbox.refusal = None
+    run(catch_up(world))
+    assert not world.shelf.aside_path("msg_1-0.eml").exists()

@@ -112,6 +112,9 @@ class Shelf:
     def message_path(self, message_id: str) -> Path:
         return self.directory / message_id
 
+    def aside_path(self, name: str) -> Path:
+        return self.directory / name
+
 
 class World:
     """One scheduler with everything around it."""

@@ -54,6 +54,7 @@ ROWS = [
     Row("POST", ONE + "/reply", "message:send", 202, {"text": "x"}, "message"),
     Row("GET", ONE, "message:read", 200, None, "message"),
     Row("DELETE", ONE, "message:delete", 204, None, "message"),
+    Row("POST", ONE + "/move", "message:delete", 204, {"folder": "Archive"}, "message"),
     Row("GET", ONE + "/raw", "message:read", 200, None, "message"),
     Row("GET", ONE + "/attachments/{part}", "message:read", 200, None, "message"),
     Row("GET", "/v1/messages/{message_id}/timeline", "message:read", 200, None, "message"),

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from server.http import models
-from storage import mailboxes, messages
+from storage import mailboxes, messages, signs
 from storage.records import Flag, Verdict
 from tests.http.world import ALL_SCOPES, MESSAGE, World, problem
 
@@ -303,3 +303,26 @@ def test_a_message_for_two_inboxes_is_found_in_each_and_deleted_in_one(world: Wo
     other = f"/v1/inboxes/{world.two.id}/messages/{message_id}"
     assert world.ask("GET", other, key).status_code == 200
     assert b"one@ours.example\r\n" not in world.ask("GET", f"{other}/raw", key).content.split(b"\r\n")[0]
+
+
+def test_a_message_moves_between_folders(world: World, key: str) -> None:
+    made = world.deliver(world.one, folder="Junk")
+    other = world.deliver(world.one)
+    answer = world.ask("POST", path(world, made, "/move"), key, json={"folder": "inbox"})
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert [one["id"] for one in listed(world, key)["messages"]] == [made, other]
+    assert listed(world, key, folder="Junk")["messages"] == []
+    # Where it is already, it stays.
+    assert world.ask("POST", path(world, made, "/move"), key, json={"folder": "INBOX"}).status_code == 204
+    assert len(listed(world, key)["messages"]) == 2
+    acts = world.run(world.threads.read(lambda c: signs.due(c, limit=10)))
+    assert [(act.message_id, act.kind) for act in acts] == [(made, "welcome")]
+
+
+def test_a_move_to_nowhere_says_so(world: World, key: str) -> None:
+    made = world.deliver(world.one)
+    for folder in ("Nowhere", "a//b", "\x00", "x" * 999):
+        answer = world.ask("POST", path(world, made, "/move"), key, json={"folder": folder})
+        problem(answer, 422, "no_such_folder")
+    for body in ({}, {"folder": ""}, {"folder": 7}, {"folder": "INBOX", "more": 1}):
+        problem(world.ask("POST", path(world, made, "/move"), key, json=body), 422, "invalid")

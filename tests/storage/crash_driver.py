@@ -17,13 +17,15 @@ from pathlib import Path
 from sqlalchemy import Engine, event
 
 from storage.db import Database
-from storage.records import LocalTarget, RemoteTarget
+from storage.folder_names import REJECTS
+from storage.records import Envelope, LocalTarget, Recipient, RemoteTarget
 from storage.store import Store
 from tests.storage.faults import Watched, kill_at
-from tests.storage.samples import accept, content, local, open_store, record, remote
+from tests.storage.samples import accept, content, local, open_store, record, refused, remote
 
 SIGN = "steps"
 SAME = b"X-Same: yes\r\n"
+TO_INBOX_8 = Envelope("alice@a.example", (Recipient("inb_8@b.example"), Recipient("inb_0@b.example")))
 
 
 def letters(store: Store) -> list:
@@ -49,6 +51,9 @@ def letters(store: Store) -> list:
         record(spooled, message_id="msg_spooled", local=(inbox(2),), remote=(outgoing(2),), events=()),
         record(message_id="msg_flagged", local=(inbox(1, flags=1, folder="Work/2026"),), events=()),
         record(message_id="msg_aside", local=(inbox(9), inbox(0)), events=()),
+        # Its sender is to be told.
+        record(message_id="msg_bounced", local=(inbox(8), inbox(0)), envelope=TO_INBOX_8, events=()),
+        refused(message_id="msg_refused", local=(inbox(2, folder=REJECTS),)),
     ]
 
 
@@ -58,7 +63,7 @@ def small_load(store: Store, acknowledge: Callable[[str], None]) -> None:
         if item is None:
             store.checkpoint()
             continue
-        send(store, item, acknowledge, wait=number < 7)
+        send(store, item, acknowledge, wait=number < 9)
     store.close()
 
 

@@ -5,7 +5,7 @@ import itertools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sqlalchemy import Connection, insert, select
@@ -14,6 +14,7 @@ from storage import ids, rendition, schema
 from storage.db import Database
 from storage.records import (
     Accepted,
+    Action,
     Decision,
     Envelope,
     Event,
@@ -138,6 +139,26 @@ def record(body: bytes | Spooled | None = None, **changes) -> Accepted:
         ),
     }
     return Accepted(**(fields | changes))
+
+
+def refused(**changes) -> Accepted:
+    """A message that was refused for reputation and is kept for its local targets."""
+    made = record(**changes)
+    digest = hashlib.blake2b(made.message_id.encode(), digest_size=16).hexdigest()
+    events = tuple(
+        Event(
+            ids.new("evt"),
+            "message.refused",
+            made.accepted_at,
+            made.organization_id,
+            made.message_id,
+            target.mailbox_id,
+            data={"recipient": target.recipient, "digest": digest, "octets": 100},
+        )
+        for target in made.local
+    )
+    decision = Decision(Action.REJECT, 550, "5.7.1", "no", reason="reputation")
+    return replace(made, events=events, decision=decision)
 
 
 def file_octets(item: Accepted, target: LocalTarget) -> bytes:

@@ -1,5 +1,6 @@
 """The store's promises while it runs: durable, then applied; files and rows agree."""
 
+import json
 import os
 import threading
 from pathlib import Path
@@ -11,7 +12,7 @@ from storage import codec, rendition, schema
 from storage.db import Notice
 from storage.errors import Corrupt, Full, StorageError
 from storage.maildir import parse_base
-from storage.records import Event, Flag, Recipient, Rendered
+from storage.records import Envelope, Event, Flag, Recipient, Rendered, Source
 from storage.store import Store
 from tests.storage.samples import (
     AT,
@@ -238,6 +239,56 @@ def test_message_for_a_mailbox_that_is_gone_is_put_aside(
     (event,) = rows(store.database, schema.events, schema.events.c.kind == "message.aside")
     assert (event.message_id, aside.name in event.data) == (item.message_id, True)
     assert mail_files(directory, mailbox_id) == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({}, "message.bounced"),
+        ({"source": Source.LMTP}, "message.bounced"),
+        ({"source": Source.LOCAL}, "message.bounced"),
+        ({"source": Source.API}, "message.aside"),  # a sender's own copy
+        ({"envelope": Envelope(None, (Recipient("inb_2@b.example"),))}, "message.aside"),
+        (
+            {"envelope": Envelope("a@a.example", (Recipient("inb_2@b.example", frozenset({"NEVER"})),))},
+            "message.aside",
+        ),
+        (
+            {"envelope": Envelope("a@a.example", (Recipient("other@b.example"),))},
+            "message.aside",
+        ),  # a copy by policy
+    ],
+)
+def test_the_sender_is_told_of_a_closed_inbox_where_one_may_be(
+    store: Store, directory: Path, changes: dict, kind: str
+) -> None:
+    store.database.write(
+        lambda conn: conn.execute(
+            update(schema.mailboxes).where(schema.mailboxes.c.id == "inb_2").values(state="closed")
+        )
+    )
+    envelope = Envelope("a@a.example", (Recipient("inb_2@b.example", None, "rfc822;first@b.example"),))
+    item = record(**{"local": (local("inb_2"),), "envelope": envelope, **changes})
+    deliver(store, item)
+    (event,) = rows(
+        store.database, schema.events, schema.events.c.kind.in_(["message.bounced", "message.aside"])
+    )
+    data = json.loads(event.data)
+    assert event.kind == kind
+    assert (directory / "aside" / data["file"]).read_bytes() == file_octets(item, item.local[0])
+    if kind == "message.bounced":
+        assert (data["code"], data["enhanced"]) == (550, "5.2.1")
+
+
+@pytest.mark.parametrize("state", ["suspended", "organization"])
+def test_a_suspended_inbox_or_organization_holds_what_was_accepted(
+    store: Store, directory: Path, state: str
+) -> None:
+    table = schema.organizations if state == "organization" else schema.mailboxes
+    store.database.write(lambda conn: conn.execute(update(table).values(state="suspended")))
+    (placed,) = deliver(store, record())
+    assert placed.uid == 1
+    assert len(mail_files(directory)) == 1
 
 
 def test_mailbox_closed_after_it_was_remembered_gets_nothing(store: Store, directory: Path) -> None:

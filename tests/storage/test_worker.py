@@ -1,5 +1,6 @@
 """The process beside apply: does batches, may die at any time, never outlives its parent's lock."""
 
+import json
 import os
 import signal
 import subprocess
@@ -13,10 +14,11 @@ from sqlalchemy import Connection
 
 from storage import rendition, schema, worker
 from storage.errors import StorageError
+from storage.folder_names import REJECTS
 from storage.maildir import Maildir
 from storage.ownership import lock
 from storage.placing import Placing
-from storage.records import Rendered
+from storage.records import Decision, Envelope, Recipient, Rendered, Source
 from storage.rendition import Render
 from storage.spool import Spool
 from storage.worker import Worker, WorkerFailed
@@ -31,6 +33,7 @@ from tests.storage.samples import (
     open_store,
     opened,
     record,
+    refused,
     remote,
     rows,
 )
@@ -116,6 +119,36 @@ def test_worker_does_what_apply_would(
         events = Counter(row.kind for row in rows(store.database, schema.events))
         assert (events["message.unrendered"], events["message.aside"]) == (1, 1)
         assert len(list((directory / "aside").iterdir())) == 1
+
+
+def test_worker_tells_of_closed_inboxes_and_keeps_refused_mail_as_apply_would(
+    directory: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = spy(monkeypatch)
+    envelope = Envelope("a@a.example", (Recipient("gone@b.example", None, "rfc822;first@b.example"),))
+    late = record(local=(local("inb_gone", recipient="gone@b.example"),), envelope=envelope)
+    redirected = record(
+        local=(local("inb_gone", recipient="else@b.example"),),
+        envelope=envelope,
+        decision=Decision(redirect="else@b.example"),
+    )
+    kept = refused(local=(local("inb_1", folder=REJECTS),))
+    sent = record(source=Source.SUBMISSION, local=(), remote=(remote(),))
+    with opened(directory, database_url) as store:
+        fill(store.database)
+        batch(store, [late, redirected, kept, sent, *[record() for _ in range(30)]])
+        assert counts["done"] > 0 and counts["asked"] == counts["done"]
+        bounced = rows(store.database, schema.events, schema.events.c.kind == "message.bounced")
+        told = {row.message_id: json.loads(row.data) for row in bounced}
+        assert told.keys() == {late.message_id, redirected.message_id}
+        for data in told.values():
+            assert (data["recipient"], data["orcpt"]) == ("gone@b.example", "rfc822;first@b.example")
+        (row,) = rows(store.database, schema.rejects)
+        assert (row.mailbox_id, row.message_id) == ("inb_1", kept.message_id)
+        (folder,) = rows(store.database, schema.folders, schema.folders.c.name == REJECTS)
+        assert folder.recent_uid == folder.uidnext == 2
+        (act,) = rows(store.database, schema.signs_due)
+        assert (act.message_id, act.kind) == (sent.message_id, "written")
 
 
 @pytest.mark.parametrize("step", ["place", "commit"])
