@@ -29,6 +29,7 @@ from server.tls import CertificateError, ServerTls, make_self_signed, opportunis
 from server.tree import Part, Tree
 from storage.errors import StorageError
 from storage.mirror import Mirroring
+from storage.ownership import turn
 from storage.store import Store
 
 if TYPE_CHECKING:
@@ -134,8 +135,10 @@ class Appliance:
                 raise CertificateError(f"tls.certificate_file, tls.key_file: {error}") from None
             return self._server_tls(*files)
         names = [self.settings.server.hostname, "localhost", "127.0.0.1"]
-        directory = self.settings.server.data_directory / "tls"
-        return self._server_tls(*make_self_signed(directory, names=list(dict.fromkeys(names))))
+        directory = self.settings.server.data_directory
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with turn(directory):
+            return self._server_tls(*make_self_signed(directory / "tls", names=list(dict.fromkeys(names))))
 
     def _server_tls(self, certificate_file: Path, key_file: Path) -> ServerTls:
         tls = self.settings.tls
@@ -170,7 +173,8 @@ class Appliance:
         mirroring = Mirroring(store.database, store.maildir)
         self._add("mirror", start=mirroring.start, stop=lambda: asyncio.to_thread(mirroring.close))
         routing = Routing(threads, postmaster=settings.server.postmaster)
-        secret = kept_secret(self.settings.server.data_directory / "decoy.secret")
+        with turn(settings.server.data_directory):
+            secret = kept_secret(settings.server.data_directory / "decoy.secret")
         login = Login(threads, self.clock, decoy_secret=secret)
         resolver = self._resolver()
         self._add("resolver", stop=resolver.close)
@@ -404,24 +408,31 @@ class Appliance:
     def _build_control(self, store: Store, threads: Threads) -> None:
         from twisted.internet import reactor
 
-        from server.control import ControlListener
+        from server.control import ControlListener, socket_of
 
-        context = Context(store, self.clock, self.settings.server.hostname, actor="cli:daemon")
+        server = self.settings.server
+        context = Context(store, self.clock, server.hostname, actor="cli:daemon", roles=server.roles)
 
         async def answer(name: str, arguments: Any) -> dict[str, Any]:
             return await threads.run(perform, context, name, arguments)
 
-        listener = ControlListener(self.settings.control.socket, answer, reactor)
+        path = self.settings.control.socket
+        place = socket_of(path, store.instance) if store.is_shared else path
+        listener = ControlListener(place, answer, reactor)
         self._add("control", start=listener.start, stop=listener.stop)
         self._add("reconcile", start=lambda: self._keep(self._reconcile(context, threads)))
         self._add("signs of life", start=lambda: self._begin_signs(context))
 
     async def _reconcile(self, context: Context, threads: Threads) -> None:
-        """Heal what differs since the last run, beside the work that has begun."""
+        """Heal what differs since the last run, beside the work that has begun; one process is enough."""
+        sole = context.store.sole("reconcile")
         try:
-            await threads.run(perform, context, "reconcile", {})
+            if sole.take():
+                await threads.run(perform, context, "reconcile", {})
         except StorageError as error:
             log.error("not reconciled", reason=str(error))
+        finally:
+            sole.release()
 
     def _begin_signs(self, context: Context) -> None:
         """Start the watchdog's task and tell who waits for readiness."""

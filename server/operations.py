@@ -7,6 +7,7 @@ Arguments and results are JSON-able; every change is written to the audit log.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -56,12 +57,13 @@ class OperationFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What an operation works on. actor: who asks, for the audit log."""
+    """What an operation works on. actor: who asks, for the audit log. roles: of the daemon that is asked."""
 
     store: Store
     clock: Clock
     hostname: str
     actor: str = "operator"
+    roles: tuple[str, ...] = ()
 
 
 Operation = Callable[..., dict[str, Any]]
@@ -317,7 +319,9 @@ def reconcile_now(context: Context) -> dict[str, Any]:
 def status(context: Context) -> dict[str, Any]:
     """Return counts that show whether the appliance lives and works."""
     counts = context.store.database.read(queue_view.counts)
-    return {"queue": counts, "journal_backlog_octets": context.store.backlog_octets}
+    backlog = context.store.backlog_octets
+    processes = [{"pid": os.getpid(), "roles": list(context.roles)}] if context.roles else []
+    return {"queue": counts, "journal_backlog_octets": backlog, "processes": processes}
 
 
 def operator_check(context: Context, *, postmaster: str) -> dict[str, Any]:

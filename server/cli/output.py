@@ -49,6 +49,12 @@ def facts(result: Mapping[str, Any]) -> None:
     console().print(grid)
 
 
+def status(result: Mapping[str, Any]) -> None:
+    """Print the counts, and which processes serve which roles."""
+    serving = [f"{', '.join(one['roles'])} (pid {one['pid']})" for one in result["processes"]]
+    facts({**result, "processes": serving or "none"})
+
+
 def records(result: Mapping[str, Any]) -> None:
     """Print DNS records as a zone file takes them, each with its reason."""
     for record in result["records"]:

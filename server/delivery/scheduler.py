@@ -31,7 +31,7 @@ from server.delivery.outcome import in_doubt, slows_down
 from server.delivery.pool import Pool
 from server.delivery.route import Routes
 from server.smtp.client import BLOCK_SECONDS, DATA_SECONDS, Timeouts
-from storage import ids, queue
+from storage import queue
 from storage.errors import StorageError
 from storage.lanes import Lane, Place, lanes, next_due
 from storage.queue import Pick, Settlement
@@ -227,7 +227,7 @@ class Scheduler:
 
     async def _lease(self, picks: Sequence[Pick]) -> None:
         until = self._lease_end(self._clock.now())
-        leased = await self._ledger.lease(picks, token=ids.new("lease"), until=until)
+        leased = await self._ledger.lease(picks, token=queue.token(self._threads.store.instance), until=until)
         self._held.update((one.id, one) for one in leased.deliveries)
         counts = Counter((one.organization_id, one.domain) for one in leased.deliveries)
         for pick in picks:
