@@ -172,7 +172,7 @@ class Appliance:
         self._add("store", stop=lambda: self._close_store(store, threads))
         mirroring = Mirroring(store.database, store.maildir)
         self._add("mirror", start=mirroring.start, stop=lambda: asyncio.to_thread(mirroring.close))
-        routing = Routing(threads, postmaster=settings.server.postmaster)
+        routing = Routing(threads, postmaster=settings.server.postmaster, clock=self.clock)
         with turn(settings.server.data_directory):
             secret = kept_secret(settings.server.data_directory / "decoy.secret")
         login = Login(threads, self.clock, decoy_secret=secret)

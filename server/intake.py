@@ -32,8 +32,9 @@ from server.mail import header, trace
 from server.mail.address import domain_of
 from server.mail.recoding import Unencodable
 from server.refusal import Refusal
-from server.routing import Group, Local, Refuse, Remote, is_role, sort
+from server.routing import Forward, Group, Local, Refuse, Remote, is_role, sort
 from server.rulebook import UNRULED, merge, refuse
+from server.sender_auth.arc_seal import status_of
 from server.sender_auth.results import forged
 from server.senders import Senders
 from storage import accounts, ids
@@ -165,6 +166,8 @@ class Intake:
             raise Refusal(550, "5.7.1", "Relaying denied")
         if isinstance(resolution, Local):
             await self._require_quota(resolution)
+        elif isinstance(resolution, Forward) and resolution.is_return and envelope.reverse_path is not None:
+            raise Refusal(550, "5.7.1", "This address takes notices about forwarded mail alone")
         if self._rulebook.asks("rcpt"):
             case = evidence.Case(
                 peer,
@@ -454,6 +457,16 @@ class Intake:
             events += await self._steer(arrival, group, decision, message_id=message_id, now=now)
         ruled = b"".join(header.fold(name, header.encode(value)) for name, value in decision.headers)
         signature = await self._sign(arrival, group, judgement.letter, ruled, now)
+        fields = signature + trace_fields(
+            arrival,
+            hostname=self._settings.hostname,
+            results=self._results(arrival, judgement),
+            ruled=ruled,
+            message_id=message_id,
+            now=now,
+        )
+        if group.remote and arrival.source in FROM_OUTSIDE:
+            fields = await self._seal(arrival, group, judgement, fields, now) + fields
         local: list[LocalTarget] = []
         for recipient, place in group.local:
             target = await self._place(arrival, judgement, recipient, place)
@@ -472,15 +485,7 @@ class Intake:
             envelope=envelope,
             decision=decision,
             verdicts=judgement.verdicts,
-            trace=signature
-            + trace_fields(
-                arrival,
-                hostname=self._settings.hostname,
-                results=self._results(arrival, judgement),
-                ruled=ruled,
-                message_id=message_id,
-                now=now,
-            ),
+            trace=fields,
             local=tuple(local),
             remote=tuple(
                 remote_target(arrival, decision, *pair, settings=self._settings, now=now)
@@ -562,6 +567,22 @@ class Intake:
             domain=domain_of(letter.from_addresses[0]),
             organization_id=group.organization_id,
             added=ruled,
+            content=arrival.content,
+            at=now,
+        )
+
+    async def _seal(
+        self, arrival: Arrival, group: Group, judgement: Judgement, fields: bytes, now: int
+    ) -> bytes:
+        """Return the ARC set of a message that goes on to other servers; b'' where nothing was checked."""
+        if self._verifier is None or "@" not in group.recipients[0].address:
+            return b""
+        return await self._signer.seal(
+            domain=domain_of(group.recipients[0].address),
+            organization_id=group.organization_id,
+            authserv_id=self._settings.hostname,
+            status=status_of(judgement.verdicts),
+            added=fields,
             content=arrival.content,
             at=now,
         )

@@ -474,6 +474,12 @@ class Delivery(Section):
         "directory of the data directory instead of sending it; refuse bounces it.",
         allowed=NEXT_HOP,
     )
+    forwarded_sender: Literal["ours", "original"] = setting(
+        "ours",
+        "Envelope sender of mail that a route or rule forwards to another server. ours is an address in the "
+        "domain that forwards, so that SPF passes there; bounces to it go back to the sender for 30 days. "
+        "original keeps the sender's, for next hops that know this server as a forwarder.",
+    )
     concurrency: int = setting(100, "Attempts at once.", unit="attempts", at_least=1, at_most=10_000)
     per_domain_concurrency: int = setting(
         10, "Connections at once to one domain.", unit="connections", at_least=1, at_most=1000

@@ -25,6 +25,7 @@ from server.delivery.backlog import Backlog, Turn
 from server.delivery.backoff import next_attempt
 from server.delivery.carrier import Carrier, suppressed
 from server.delivery.exchangers import Exchangers
+from server.delivery.forwarding import Forwarding
 from server.delivery.home import Homeward
 from server.delivery.ledger import LeaseLost, Ledger
 from server.delivery.outcome import in_doubt, slows_down
@@ -119,6 +120,7 @@ class Scheduler:
                 clock=clock,
                 hostname=hostname,
                 dice=jitter,
+                forwarding=Forwarding(routing) if settings.forwarded_sender == "ours" else None,
             ),
             homeward=Homeward(
                 intake=intake, routing=routing, threads=threads, clock=clock, hostname=hostname

@@ -169,7 +169,7 @@ class Verifier:
             believed=self._believed_sealers,
         )
         [verdict] = await until(last, [computing])
-        return (verdict or Verdict("arc", "fail", "", "not checked in time"),)
+        return (verdict or Verdict("arc", "fail", "", arc.NOT_IN_TIME),)
 
     async def _keys(self, wanted: Iterable[str], *, by: float) -> dict[str, Key]:
         """Return the keys that were found, or told absent, in time."""
