@@ -167,6 +167,7 @@ class Appliance:
             reload_seconds=settings.policy.list_reload_seconds,
         )
         self._add("standing", start=standing.start, stop=standing.stop)
+        dmarc_counts = self._dmarc_counts(threads)
         intake = Intake(
             threads=threads,
             routing=routing,
@@ -181,6 +182,7 @@ class Appliance:
             verifier=self._verifier(resolver, threads),
             signer=Signer(threads),
             standing=standing,
+            dmarc_counts=dmarc_counts,
         )
         roles = settings.server.roles
         if "delivery" in roles:
@@ -229,7 +231,24 @@ class Appliance:
             hostname=self.settings.server.hostname,
             deadline_seconds=self.settings.authentication.deadline_seconds,
             believed_sealers=self.settings.authentication.believed_sealers,
+            observes=self.settings.dmarc.sends,
         )
+
+    def _dmarc_counts(self, threads: Threads) -> Any:
+        settings = self.settings.dmarc
+        if not settings.sends:
+            return None
+        from server.sender_auth.dmarc_counts import DmarcCounts
+
+        counts = DmarcCounts(
+            threads=threads,
+            clock=self.clock,
+            address=settings.report_address,
+            period_seconds=settings.period_hours * 3600,
+            spread_seconds=settings.spread_seconds,
+        )
+        self._add("dmarc counts", start=counts.start, stop=counts.stop)
+        return counts
 
     def _build_delivery(
         self, threads: Threads, hub: Hub, routing: Routing, intake: Intake, resolver: Any
@@ -257,6 +276,30 @@ class Appliance:
             threads=threads, hub=hub, intake=intake, clock=self.clock, hostname=settings.server.hostname
         )
         self._add("bounces", start=bouncer.start, stop=bouncer.stop)
+        self._build_dmarc(threads, hub, intake, resolver)
+
+    def _build_dmarc(self, threads: Threads, hub: Hub, intake: Intake, resolver: Any) -> None:
+        from server.delivery.dmarc_reader import DmarcReader
+        from server.delivery.dmarc_reporter import DmarcReporter
+
+        settings = self.settings.dmarc
+        reporter = DmarcReporter(
+            threads=threads,
+            intake=intake,
+            resolver=resolver,
+            clock=self.clock,
+            settings=settings,
+            hostname=self.settings.server.hostname,
+        )
+        self._add("dmarc reports", start=reporter.start, stop=reporter.stop)
+        reader = DmarcReader(
+            threads=threads,
+            hub=hub,
+            maildir=threads.store.maildir,
+            clock=self.clock,
+            address=settings.report_address,
+        )
+        self._add("reports of others", start=reader.start, stop=reader.stop)
 
     def _build_smtp(self, threads: Threads, intake: Intake, login: Login) -> None:
         from server.smtp.server import SmtpServer
@@ -354,7 +397,13 @@ class Appliance:
 
         from server.control import ControlListener
 
-        context = Context(store, self.clock, self.settings.server.hostname, actor="cli:daemon")
+        context = Context(
+            store,
+            self.clock,
+            self.settings.server.hostname,
+            actor="cli:daemon",
+            report_address=self.settings.dmarc.report_address,
+        )
 
         async def answer(name: str, arguments: Any) -> dict[str, Any]:
             return await threads.run(perform, context, name, arguments)

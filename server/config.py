@@ -21,6 +21,7 @@ from server.sections import (
     Authentication,
     Control,
     Delivery,
+    Dmarc,
     Dns,
     Http,
     Imap,
@@ -66,6 +67,7 @@ class Settings(Section):
     http: Http = Http()
     dns: Dns = Dns()
     authentication: Authentication = Authentication()
+    dmarc: Dmarc = Dmarc()
     policy: Policy = Policy()
     limits: Limits = Limits()
     delivery: Delivery = Delivery()

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from server.login import Identity
     from server.routing import Routing
     from server.rulebook import Rulebook
+    from server.sender_auth.dmarc_counts import DmarcCounts
     from server.sender_auth.signer import Signer
     from server.sender_auth.verify import Verifier
     from server.standing import Standing
@@ -99,6 +100,7 @@ class Intake:
         verifier: Verifier | None,
         signer: Signer,
         standing: Standing | None = None,
+        dmarc_counts: DmarcCounts | None = None,
     ) -> None:
         self._threads = threads
         self._routing = routing
@@ -108,6 +110,7 @@ class Intake:
         self._verifier = verifier
         self._signer = signer
         self._standing = standing
+        self._dmarc_counts = dmarc_counts
         self._senders = Senders(threads, routing)
 
     def spool(self) -> SpoolWriter:
@@ -195,7 +198,11 @@ class Intake:
         except Exception:
             await self._give_up(files)
             raise
-        return await self._commit(records, wait_applied=wait_applied)
+        receipt = await self._commit(records, wait_applied=wait_applied)
+        if self._dmarc_counts is not None:
+            actions = [record.decision.action for record in records]
+            self._dmarc_counts.note(arrival.peer, arrival.envelope, records[0].verdicts, actions)
+        return receipt
 
     async def _judge(self, arrival: Arrival, files: list[Spooled]) -> list[Accepted]:
         """Return a record for each organization; files: the spool files that the message now lies in."""
@@ -215,7 +222,12 @@ class Intake:
             if letter.has(b"return-path"):
                 arrival, letter = await self._rewrite(arrival, letter, files, select=completion.return_paths)
         groups = await self._group(arrival)
-        judgements = [await self._decide(arrival, group, letter, verdicts) for group in groups]
+        try:
+            judgements = [await self._decide(arrival, group, letter, verdicts) for group in groups]
+        except Refusal as refusal:
+            if self._dmarc_counts is not None and not refusal.temporary:
+                self._dmarc_counts.note(arrival.peer, arrival.envelope, verdicts, None)
+            raise
         records: list[Accepted] = []
         for group, judgement in zip(groups, judgements, strict=True):
             record = await self._record(arrival, group, judgement)

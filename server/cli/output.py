@@ -62,6 +62,36 @@ def _zone_value(kind: str, value: str) -> str:
     return " ".join(f'"{part}"' for part in parts)
 
 
+def dmarc(result: Mapping[str, Any]) -> None:
+    """Print the sources that DMARC reports tell of, and the reports."""
+    if not result["reports"]:
+        console().print(Text(f"no DMARC report about {plain(result['domain'])} has come"))
+        return
+    _table(
+        ("source", "messages", "DMARC", "DKIM", "SPF", "disposition"),
+        (
+            (row["source_ip"], row["messages"], row["dmarc"], row["dkim"], row["spf"], row["disposition"])
+            for row in result["sources"]
+        ),
+    )
+    _table(
+        ("from", "reporter", "messages", "passed", "report"),
+        (
+            (moment(row["begin_at"])[:16], row["reporter"], row["messages"], row["passed"], row["report_id"])
+            for row in result["reports"]
+        ),
+    )
+
+
+def _table(titles: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    table = Table(box=None, header_style="bold")
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*map(plain, row))
+    console().print(table)
+
+
 def grants(result: Mapping[str, Any]) -> None:
     """Print grants, one a line."""
     if not result["grants"]:
