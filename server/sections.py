@@ -364,8 +364,7 @@ class Dmarc(Section):
         "Address that reports to other domains come from, and to which others send theirs about the domains "
         "of this appliance; it needs an inbox or a route. Its domain is one of this appliance, with a DKIM "
         "key. Empty: nothing is counted and nothing is sent.",
-        allowed="empty, or an address",
-        example="dmarc-reports@example.com",
+        allowed="empty, or an address, dmarc-reports@ and one of the domains by custom",
     )
     send_reports: bool = setting(
         True, "Send reports to the domains that ask for them, where report_address is set."

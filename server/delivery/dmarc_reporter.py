@@ -113,10 +113,19 @@ class DmarcReporter:
             full = len(page) >= PAGE
             owner = await self._sender() if page else ""
             for period in page:
-                if owner and now >= period.end_at:
-                    await self._report(period, owner)
-                else:
+                if not owner or now < period.end_at or not await self._try(period, owner):
                     await self._postpone(period)
+
+    async def _try(self, period: dmarc.Period, owner: str) -> bool:
+        """Report a period; False where that failed by an error of ours, which must not hold up others."""
+        try:
+            await self._report(period, owner)
+        except (StorageError, OSError):
+            raise
+        except Exception:
+            log.exception("a DMARC report is not made", domain=period.domain)
+            return False
+        return True
 
     async def _sender(self) -> str:
         """Return the organization that sends, '' where its domain is not ours or signs nothing."""

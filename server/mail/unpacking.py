@@ -74,8 +74,8 @@ def _unzip(octets: bytes, limit: int, suffix: str) -> bytes:
             return _member(archive, member, len(octets), limit)
     except Unpackable:
         raise
-    except _ZIP_FAULTS as error:
-        raise Unpackable(f"the zip archive is damaged: {error}") from None
+    except _ZIP_FAULTS:
+        raise Unpackable("the zip archive is damaged") from None  # the library repeats what stands in it
 
 
 def _choose(archive: zipfile.ZipFile, suffix: str) -> zipfile.ZipInfo:
