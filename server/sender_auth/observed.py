@@ -14,7 +14,7 @@ from server.mail.header import HeaderField
 from server.sender_auth import dmarc
 from storage.records import Action, Verdict
 
-MAX_SIGNATURES = 10  # of one message that are told; RFC 9990 3.1.4 asks for no more than 100
+MAX_SIGNATURES = 10  # of one message that are told; RFC 9990 3.1.3 asks for no more than 100
 MAX_NAME = 255  # characters of a selector that are told
 _ABOUT_REPORTS = b"report domain:"
 
@@ -125,7 +125,7 @@ def _published(domain: str, record: dmarc.Record) -> Published:
 def _signatures(
     author: str, found: Sequence[Verdict], aligned: dict[str, bool]
 ) -> tuple[tuple[str, str, str], ...]:
-    """Return the signatures that say most (RFC 9990 3.1.4), in the same order for the same set."""
+    """Return the signatures that say most (RFC 9990 3.1.3), in the same order for the same set."""
 
     def rank(one: Verdict) -> tuple[object, ...]:
         passed = one.result == "pass"

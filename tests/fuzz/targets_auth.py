@@ -45,7 +45,7 @@ def check_canonical(data: bytes) -> None:
 
 
 def check_aggregate(data: bytes) -> None:
-    """Octets are an aggregate report or are refused in a short sentence; what is read can be written again."""
+    """Octets are a report, which can be written again, or are refused in a short sentence."""
     for octets in (data, pack(data), find_report(data, limit_octets=1 << 20) or b""):
         try:
             report = dmarc_report.parse_aggregate(octets)

@@ -58,8 +58,9 @@ with io.BytesIO() as _file:
         _archive.writestr(zipfile.ZipInfo("r.xml"), AGGREGATE)
     ZIPPED = _file.getvalue()
 XML_WORDS = [
-    b"<record>", b"</record>", b"<row>", b"</feedback>", b"<!DOCTYPE f [", b'<!ENTITY a "b">', b"&a;", b"&#0;",
-    b"&#55296;", b"]]>", b"<![CDATA[", b"<!--", b"-->", b"<?xml", b' encoding="utf-16"', b' xmlns:a="b"',
+    b"<record>", b"</record>", b"<row>", b"</feedback>", b"<!DOCTYPE f [", b'<!ENTITY a "b">', b"&a;",
+    b"&#0;", b"&#55296;", b"]]>", b"<![CDATA[", b"<!--", b"-->", b"<?xml", b' encoding="utf-16"',
+    b' xmlns:a="b"',
     b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b\x08", b"\xff\xff\xff\xff", b"\0\0\0\0", b"9" * 30,
 ]  # fmt: skip
 MAIL_WORDS = [

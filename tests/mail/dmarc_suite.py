@@ -24,8 +24,8 @@ _DROPPED_REASONS = {"sampled_out": "Other"}
 def run(folder: Path) -> dict[str, str]:
     """Each file by name with what is wrong about our reading, '' where it is right."""
     files = sorted(path for path in folder.rglob("*") if path.suffix in (".xml", ".eml"))
-    if not folder.is_dir():
-        raise FileNotFoundError(folder)
+    if not files:
+        raise FileNotFoundError(f"no report in {folder}")
     return {str(path.relative_to(folder)): _judge(path) for path in files}
 
 

@@ -1,4 +1,4 @@
-"""Aggregate reports: read in both schemas and every packing, written as RFC 9990 has them, hostile ones refused."""
+"""Aggregate reports: read in both schemas and every packing, written as RFC 9990 has them."""
 
 import base64
 import gzip
@@ -151,7 +151,7 @@ def test_texts_are_cut() -> None:
 
 
 FULL = AggregateReport(
-    metadata=Metadata("R & <Co>", "r@r.example", "abc1", 100, 199, "https://r.example/", ("late",), "Mailagents"),
+    metadata=Metadata("R & <Co>", "r@r.example", "abc1", 100, 199, "r.example/x", ("late",), "Mailagents"),
     policy=PolicyPublished("a.example", "reject", "none", "quarantine", "s", "r", "1:d", True, "treewalk"),
     records=(
         Record(
@@ -262,7 +262,7 @@ def mail(kind: str, body: bytes, name: str = "") -> bytes:
     disposition = f'Content-Disposition: attachment; filename="{name}"\r\n' if name else ""
     encoded = base64.encodebytes(body).replace(b"\n", b"\r\n")
     return (
-        b'Content-Type: multipart/mixed; boundary="b"\r\n\r\n--b\r\nContent-Type: text/plain\r\n\r\nHello.\r\n--b\r\n'
+        b'Content-Type: multipart/mixed; boundary="b"\r\n\r\n--b\r\n\r\nHello.\r\n--b\r\n'
         + f"Content-Type: {kind}\r\n{disposition}Content-Transfer-Encoding: base64\r\n\r\n".encode()
         + encoded
         + b"\r\n--b--\r\n"
