@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -69,21 +69,23 @@ def dmarc(result: Mapping[str, Any]) -> None:
         return
     _table(
         ("source", "messages", "DMARC", "DKIM", "SPF", "disposition"),
-        (
+        [
             (row["source_ip"], row["messages"], row["dmarc"], row["dkim"], row["spf"], row["disposition"])
             for row in result["sources"]
-        ),
+        ],
     )
     _table(
         ("from", "reporter", "messages", "passed", "report"),
-        (
+        [
             (moment(row["begin_at"])[:16], row["reporter"], row["messages"], row["passed"], row["report_id"])
             for row in result["reports"]
-        ),
+        ],
     )
 
 
-def _table(titles: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+def _table(titles: Iterable[str], rows: Sequence[Iterable[object]]) -> None:
+    if not rows:
+        return
     table = Table(box=None, header_style="bold")
     for title in titles:
         table.add_column(title, overflow="fold")

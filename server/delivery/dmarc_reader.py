@@ -44,6 +44,7 @@ PAGE = 100
 PAUSE_SECONDS = 2.0
 LOOK_SECONDS = 60.0
 TROUBLE_SECONDS = 30.0
+REST = 3.0  # times as long as a report took to read
 CURSOR_LAG = 10_000
 ATTEMPTS = 3
 LOOKS = 3
@@ -119,7 +120,10 @@ class DmarcReader:
             newest, page = await self._threads.read(self._page)
             full = len(page) >= PAGE
             for event in page:
+                begun = self._clock.monotonic()
                 await self._take(event)
+                # Who sends the largest reports without end gets a part of one core and no more.
+                await asyncio.sleep(REST * (self._clock.monotonic() - begun))
             if not full:
                 self._seen = max(self._seen, newest)
         if self._seen - self._stored >= CURSOR_LAG:
