@@ -201,6 +201,7 @@ class Appliance:
         )
         self._add("rejects", start=rejects.start, stop=rejects.stop)
         self._add("operator's inbox", start=lambda: self._look_for_operator(threads))
+        dmarc_counts = self._dmarc_counts(threads)
         intake = Intake(
             threads=threads,
             routing=routing,
@@ -217,6 +218,7 @@ class Appliance:
             standing=standing,
             correspondents=correspondents,
             rejects=rejects,
+            dmarc_counts=dmarc_counts,
         )
         roles = settings.server.roles
         if "delivery" in roles:
@@ -274,7 +276,24 @@ class Appliance:
             hostname=self.settings.server.hostname,
             deadline_seconds=self.settings.authentication.deadline_seconds,
             believed_sealers=self.settings.authentication.believed_sealers,
+            observes=self.settings.dmarc.sends,
         )
+
+    def _dmarc_counts(self, threads: Threads) -> Any:
+        settings = self.settings.dmarc
+        if not settings.sends:
+            return None
+        from server.sender_auth.dmarc_counts import DmarcCounts
+
+        counts = DmarcCounts(
+            threads=threads,
+            clock=self.clock,
+            address=settings.report_address,
+            period_seconds=settings.period_hours * 3600,
+            spread_seconds=settings.spread_seconds,
+        )
+        self._add("dmarc counts", start=counts.start, stop=counts.stop)
+        return counts
 
     def _build_delivery(
         self, threads: Threads, hub: Hub, routing: Routing, intake: Intake, resolver: Any
@@ -310,6 +329,30 @@ class Appliance:
             answer=settings.delivery.held_expiry_answer,
         )
         self._add("held mail", start=expiry.start, stop=expiry.stop)
+        self._build_dmarc(threads, hub, intake, resolver)
+
+    def _build_dmarc(self, threads: Threads, hub: Hub, intake: Intake, resolver: Any) -> None:
+        from server.delivery.dmarc_reader import DmarcReader
+        from server.delivery.dmarc_reporter import DmarcReporter
+
+        settings = self.settings.dmarc
+        reporter = DmarcReporter(
+            threads=threads,
+            intake=intake,
+            resolver=resolver,
+            clock=self.clock,
+            settings=settings,
+            hostname=self.settings.server.hostname,
+        )
+        self._add("dmarc reports", start=reporter.start, stop=reporter.stop)
+        reader = DmarcReader(
+            threads=threads,
+            hub=hub,
+            maildir=threads.store.maildir,
+            clock=self.clock,
+            address=settings.report_address,
+        )
+        self._add("reports of others", start=reader.start, stop=reader.stop)
 
     def _build_smtp(self, threads: Threads, intake: Intake, login: Login) -> None:
         from server.smtp.server import SmtpServer
@@ -411,7 +454,14 @@ class Appliance:
         from server.control import ControlListener, socket_of
 
         server = self.settings.server
-        context = Context(store, self.clock, server.hostname, actor="cli:daemon", roles=server.roles)
+        context = Context(
+            store,
+            self.clock,
+            server.hostname,
+            actor="cli:daemon",
+            roles=server.roles,
+            report_address=self.settings.dmarc.report_address,
+        )
 
         async def answer(name: str, arguments: Any) -> dict[str, Any]:
             return await threads.run(perform, context, name, arguments)

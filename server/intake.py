@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from server.rejects import Refused, Rejects
     from server.routing import Routing
     from server.rulebook import Rulebook
+    from server.sender_auth.dmarc_counts import DmarcCounts
     from server.sender_auth.signer import Signer
     from server.sender_auth.verify import Verifier
     from server.standing import Standing
@@ -102,6 +103,7 @@ class Intake:
         standing: Standing | None = None,
         correspondents: Correspondents | None = None,
         rejects: Rejects | None = None,
+        dmarc_counts: DmarcCounts | None = None,
     ) -> None:
         self._threads = threads
         self._routing = routing
@@ -113,6 +115,7 @@ class Intake:
         self._standing = standing
         self._correspondents = correspondents
         self._rejects = rejects
+        self._dmarc_counts = dmarc_counts
         self._senders = Senders(threads, routing)
 
     def spool(self) -> SpoolWriter:
@@ -214,7 +217,15 @@ class Intake:
             else:
                 await self._give_up(files)
             raise refused.refusal
-        return await self._commit(records, wait_applied=wait_applied)
+        receipt = await self._commit(records, wait_applied=wait_applied)
+        if self._dmarc_counts is not None:
+            actions = [record.decision.action for record in records]
+            self._dmarc_counts.note(arrival.peer, arrival.envelope, records[0].verdicts, actions)
+        return receipt
+
+    def _count_refused(self, arrival: Arrival, verdicts: Sequence[Verdict], refusal: Refusal) -> None:
+        if self._dmarc_counts is not None and not refusal.temporary:
+            self._dmarc_counts.note(arrival.peer, arrival.envelope, verdicts, None)
 
     async def accept_each(self, arrival: Arrival) -> tuple[Receipt | Refusal, ...]:
         """Take a message in for as many recipients as can be; returns an answer for each, in order."""
@@ -241,12 +252,18 @@ class Intake:
             if letter.has(b"return-path"):
                 arrival, letter = await self._rewrite(arrival, letter, files, select=completion.return_paths)
         groups: Sequence[Group] = await self._group(arrival)
-        judgements: Sequence[Judgement] = [
-            await self._decide(arrival, group, letter, verdicts) for group in groups
-        ]
+        try:
+            judgements: Sequence[Judgement] = [
+                await self._decide(arrival, group, letter, verdicts) for group in groups
+            ]
+        except Refusal as refusal:
+            self._count_refused(arrival, verdicts, refusal)
+            raise
         refused: Refused | None = None
         if self._rejects is not None and any(one.decision.reason for one in judgements):
             refused, groups, judgements = await self._rejects.sort(arrival, groups, judgements)
+            if refused is not None:
+                self._count_refused(arrival, verdicts, refused.refusal)
         records: list[Accepted] = []
         for group, judgement in zip(groups, judgements, strict=True):
             if refused is None:

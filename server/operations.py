@@ -19,7 +19,7 @@ from server.policy_acts import ACTS, note
 from server.routing import operator_fault
 from server.sender_auth import zone
 from server.sender_auth.keys import ALGORITHMS, make_key
-from storage import accounts, events, grants, queue_view, reconcile
+from storage import accounts, dmarc, events, grants, queue_view, reconcile
 from storage.errors import Conflict, Full, Missing
 from storage.records import Domain, Event, Grant, Mailbox, Organization
 
@@ -57,13 +57,17 @@ class OperationFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What an operation works on. actor: who asks, for the audit log. roles: of the daemon that is asked."""
+    """What an operation works on. actor: who asks, for the audit log.
+
+    roles: of the daemon that is asked. report_address: whom DMARC's aggregate reports are asked for by.
+    """
 
     store: Store
     clock: Clock
     hostname: str
     actor: str = "operator"
     roles: tuple[str, ...] = ()
+    report_address: str = ""
 
 
 Operation = Callable[..., dict[str, Any]]
@@ -122,8 +126,31 @@ def domain_dns(context: Context, *, name: str) -> dict[str, Any]:
     )
     if found is None:
         raise OperationFailed("no_such_domain", f"{domain} is no domain of this appliance")
-    records = [asdict(record) for record in zone.records(domain, hostname=context.hostname, keys=keys)]
-    return {"domain": domain, "records": records}
+    told = zone.records(domain, hostname=context.hostname, keys=keys, report_address=context.report_address)
+    return {"domain": domain, "records": [asdict(record) for record in told]}
+
+
+def domain_dmarc(context: Context, *, name: str, days: int = 30, limit: int = 50) -> dict[str, Any]:
+    """Return what others reported about a domain: who sent in its name, and the newest reports."""
+    domain = _domain_name(name)
+    since = context.clock.now() - days * dmarc.DAY
+
+    def unit(connection: Connection) -> dict[str, Any]:
+        found = accounts.find_domain(connection, name=domain)
+        if found is None:
+            raise OperationFailed("no_such_domain", f"{domain} is no domain of this appliance")
+        owner = found.organization_id
+        reports = dmarc.reports(connection, organization_id=owner, domain=domain, limit=limit)
+        sources = dmarc.sources(connection, organization_id=owner, domain=domain, since=since, limit=limit)
+        return {
+            "domain": domain,
+            "days": days,
+            "sources": sources,
+            "reports": [{k: v for k, v in asdict(one).items() if k != "rows"} for one in reports],
+        }
+
+    result: dict[str, Any] = context.store.database.read(unit)
+    return result
 
 
 def inbox_add(
@@ -333,6 +360,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "organization-add": organization_add,
     "domain-add": domain_add,
     "domain-dns": domain_dns,
+    "domain-dmarc": domain_dmarc,
     "inbox-add": inbox_add,
     "key-add": key_add,
     "grant-add": grant_add,

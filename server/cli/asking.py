@@ -48,7 +48,13 @@ def _on_store(settings: Settings, operation: str, arguments: Mapping[str, Any]) 
     except (StorageError, OSError) as error:
         raise Unreachable(str(error)) from None
     try:
-        context = Context(store, SystemClock(), settings.server.hostname, actor=f"cli:{getpass.getuser()}")
+        context = Context(
+            store,
+            SystemClock(),
+            settings.server.hostname,
+            actor=f"cli:{getpass.getuser()}",
+            report_address=settings.dmarc.report_address,
+        )
         return perform(context, operation, arguments)
     finally:
         store.close()

@@ -137,6 +137,20 @@ def domain_dns(name: str, config: ConfigOption = None, as_json: JsonOption = Fal
     show(result, as_json=as_json, how=output.records)
 
 
+@domain_app.command("dmarc")
+def domain_dmarc(
+    name: str,
+    days: Annotated[int, typer.Option(min=1, max=3660, help="How far back sources are added up.")] = 30,
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show who sent in a domain's name, as other servers' DMARC reports tell."""
+    arguments = {"name": name, "days": days, "limit": limit}
+    result = perform(config, "domain-dmarc", arguments, as_json=as_json)
+    show(result, as_json=as_json, how=output.dmarc)
+
+
 @inbox_app.command("add")
 def inbox_add(
     address: str,
