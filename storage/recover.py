@@ -172,7 +172,12 @@ class Recoverer:
             if any(self._placing.is_right(path, encoded, target.prefix) for target in targets):
                 return
         maildir.ensure(row.mailbox_id, row.folder)
-        self._placing.write_entry(encoded, directory, found or recorded, targets[0].prefix)
+        if found is not None and os.stat(found.within(directory)).st_nlink > 1:
+            # Written into the file itself, so that its other names, those that a copy made whose
+            # commit never came among them, hold no torn message.
+            self._placing.mend(encoded, found.within(directory), targets[0].prefix)
+        else:
+            self._placing.write_entry(encoded, directory, found or recorded, targets[0].prefix)
         self._report.rewritten += 1
         _log.warning(
             "message %s: a file in %s was missing or wrong and is written anew", row.message_id, directory
