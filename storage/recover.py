@@ -196,10 +196,16 @@ class Recoverer:
         present = Present([row.name])
         if now is None or not self._is_wrong(now, encoded, present):
             return False
-        name = self._find(now, present) or Name(now.name, now.subdirectory, now.mirrored)
+        found = self._find(now, present)
         self._placing.maildir.ensure(now.mailbox_id, now.folder)
-        directory = self._directory_of(now)
-        self._placing.write_entry(encoded, directory, name, _candidates(encoded, now)[0].prefix)
+        directory, prefix = self._directory_of(now), _candidates(encoded, now)[0].prefix
+        if found is not None and os.stat(found.within(directory)).st_nlink > 1:
+            # Written into the file itself, so that its other names, those that a copy made whose
+            # commit never came among them, hold no torn message.
+            self._placing.mend(encoded, found.within(directory), prefix)
+        else:
+            name = found or Name(now.name, now.subdirectory, now.mirrored)
+            self._placing.write_entry(encoded, directory, name, prefix)
         _log.warning(
             "message %s: a file in %s was missing or wrong and is written anew", row.message_id, directory
         )
