@@ -29,6 +29,7 @@ from server.tls import CertificateError, ServerTls, make_self_signed, opportunis
 from server.tree import Part, Tree
 from storage.errors import StorageError
 from storage.mirror import Mirroring
+from storage.ownership import turn
 from storage.store import Store
 
 if TYPE_CHECKING:
@@ -134,8 +135,10 @@ class Appliance:
                 raise CertificateError(f"tls.certificate_file, tls.key_file: {error}") from None
             return self._server_tls(*files)
         names = [self.settings.server.hostname, "localhost", "127.0.0.1"]
-        directory = self.settings.server.data_directory / "tls"
-        return self._server_tls(*make_self_signed(directory, names=list(dict.fromkeys(names))))
+        directory = self.settings.server.data_directory
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with turn(directory):
+            return self._server_tls(*make_self_signed(directory / "tls", names=list(dict.fromkeys(names))))
 
     def _server_tls(self, certificate_file: Path, key_file: Path) -> ServerTls:
         tls = self.settings.tls
@@ -169,8 +172,9 @@ class Appliance:
         self._add("store", stop=lambda: self._close_store(store, threads))
         mirroring = Mirroring(store.database, store.maildir)
         self._add("mirror", start=mirroring.start, stop=lambda: asyncio.to_thread(mirroring.close))
-        routing = Routing(threads, postmaster=settings.server.postmaster)
-        secret = kept_secret(self.settings.server.data_directory / "decoy.secret")
+        routing = Routing(threads, postmaster=settings.server.postmaster, clock=self.clock)
+        with turn(settings.server.data_directory):
+            secret = kept_secret(settings.server.data_directory / "decoy.secret")
         login = Login(threads, self.clock, decoy_secret=secret)
         resolver = self._resolver()
         self._add("resolver", stop=resolver.close)
@@ -197,6 +201,7 @@ class Appliance:
         )
         self._add("rejects", start=rejects.start, stop=rejects.stop)
         self._add("operator's inbox", start=lambda: self._look_for_operator(threads))
+        dmarc_counts = self._dmarc_counts(threads)
         intake = Intake(
             threads=threads,
             routing=routing,
@@ -213,6 +218,7 @@ class Appliance:
             standing=standing,
             correspondents=correspondents,
             rejects=rejects,
+            dmarc_counts=dmarc_counts,
         )
         roles = settings.server.roles
         if "delivery" in roles:
@@ -270,7 +276,24 @@ class Appliance:
             hostname=self.settings.server.hostname,
             deadline_seconds=self.settings.authentication.deadline_seconds,
             believed_sealers=self.settings.authentication.believed_sealers,
+            observes=self.settings.dmarc.sends,
         )
+
+    def _dmarc_counts(self, threads: Threads) -> Any:
+        settings = self.settings.dmarc
+        if not settings.sends:
+            return None
+        from server.sender_auth.dmarc_counts import DmarcCounts
+
+        counts = DmarcCounts(
+            threads=threads,
+            clock=self.clock,
+            address=settings.report_address,
+            period_seconds=settings.period_hours * 3600,
+            spread_seconds=settings.spread_seconds,
+        )
+        self._add("dmarc counts", start=counts.start, stop=counts.stop)
+        return counts
 
     def _build_delivery(
         self, threads: Threads, hub: Hub, routing: Routing, intake: Intake, resolver: Any
@@ -306,6 +329,30 @@ class Appliance:
             answer=settings.delivery.held_expiry_answer,
         )
         self._add("held mail", start=expiry.start, stop=expiry.stop)
+        self._build_dmarc(threads, hub, intake, resolver)
+
+    def _build_dmarc(self, threads: Threads, hub: Hub, intake: Intake, resolver: Any) -> None:
+        from server.delivery.dmarc_reader import DmarcReader
+        from server.delivery.dmarc_reporter import DmarcReporter
+
+        settings = self.settings.dmarc
+        reporter = DmarcReporter(
+            threads=threads,
+            intake=intake,
+            resolver=resolver,
+            clock=self.clock,
+            settings=settings,
+            hostname=self.settings.server.hostname,
+        )
+        self._add("dmarc reports", start=reporter.start, stop=reporter.stop)
+        reader = DmarcReader(
+            threads=threads,
+            hub=hub,
+            maildir=threads.store.maildir,
+            clock=self.clock,
+            address=settings.report_address,
+        )
+        self._add("reports of others", start=reader.start, stop=reader.stop)
 
     def _build_smtp(self, threads: Threads, intake: Intake, login: Login) -> None:
         from server.smtp.server import SmtpServer
@@ -404,24 +451,38 @@ class Appliance:
     def _build_control(self, store: Store, threads: Threads) -> None:
         from twisted.internet import reactor
 
-        from server.control import ControlListener
+        from server.control import ControlListener, socket_of
 
-        context = Context(store, self.clock, self.settings.server.hostname, actor="cli:daemon")
+        server = self.settings.server
+        context = Context(
+            store,
+            self.clock,
+            server.hostname,
+            actor="cli:daemon",
+            roles=server.roles,
+            report_address=self.settings.dmarc.report_address,
+        )
 
         async def answer(name: str, arguments: Any) -> dict[str, Any]:
             return await threads.run(perform, context, name, arguments)
 
-        listener = ControlListener(self.settings.control.socket, answer, reactor)
+        path = self.settings.control.socket
+        place = socket_of(path, store.instance) if store.is_shared else path
+        listener = ControlListener(place, answer, reactor)
         self._add("control", start=listener.start, stop=listener.stop)
         self._add("reconcile", start=lambda: self._keep(self._reconcile(context, threads)))
         self._add("signs of life", start=lambda: self._begin_signs(context))
 
     async def _reconcile(self, context: Context, threads: Threads) -> None:
-        """Heal what differs since the last run, beside the work that has begun."""
+        """Heal what differs since the last run, beside the work that has begun; one process is enough."""
+        sole = context.store.sole("reconcile")
         try:
-            await threads.run(perform, context, "reconcile", {})
+            if sole.take():
+                await threads.run(perform, context, "reconcile", {})
         except StorageError as error:
             log.error("not reconciled", reason=str(error))
+        finally:
+            sole.release()
 
     def _begin_signs(self, context: Context) -> None:
         """Start the watchdog's task and tell who waits for readiness."""

@@ -22,6 +22,7 @@ from server.sections import (
     Authentication,
     Control,
     Delivery,
+    Dmarc,
     Dns,
     Http,
     Imap,
@@ -68,6 +69,7 @@ class Settings(Section):
     http: Http = Http()
     dns: Dns = Dns()
     authentication: Authentication = Authentication()
+    dmarc: Dmarc = Dmarc()
     policy: Policy = Policy()
     limits: Limits = Limits()
     rejects: Rejects = Rejects()

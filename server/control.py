@@ -3,11 +3,14 @@
 One JSON object a line in each direction over a Unix socket that only the
 daemon's user can open: {"operation", "arguments"} asks, {"result"} or
 {"error": {"code", "text"}} answers. Serves nothing that lacks an operation.
+Where several processes serve one data directory, each has a socket of its own
+beside the configured name, and any of them answers for all.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 from collections.abc import Awaitable, Callable, Mapping
@@ -19,6 +22,7 @@ from twisted.internet import defer, protocol
 from twisted.protocols.basic import LineOnlyReceiver
 
 from server.operations import OperationFailed
+from storage.ownership import is_instance
 
 LINE_LIMIT = 1 << 20
 ANSWER_LIMIT = 64 << 20
@@ -111,6 +115,50 @@ class ControlListener:
 
 class DaemonDown(Exception):
     """No daemon answers at the control socket."""
+
+
+def socket_of(path: Path, instance: str) -> Path:
+    """Return the socket of one process among several."""
+    return path.with_name(f"{path.name}.{instance}")
+
+
+def sockets(path: Path) -> list[Path]:
+    """Return where a process may answer: the configured socket, and those of processes among several."""
+    try:
+        beside = [one for one in path.parent.iterdir() if _is_beside(one.name, path.name)]
+    except OSError:
+        beside = []
+    return [path, *sorted(beside)]
+
+
+def _is_beside(name: str, configured: str) -> bool:
+    stem, dot, instance = name.rpartition(".")
+    return bool(dot) and stem == configured and is_instance(instance)
+
+
+def ask_any(
+    path: Path, operation: str, arguments: Mapping[str, Any], *, timeout_seconds: float = 300.0
+) -> dict[str, Any]:
+    """Ask whichever process answers; as ask_daemon."""
+    for place in sockets(path):
+        try:
+            return ask_daemon(place, operation, arguments, timeout_seconds=timeout_seconds)
+        except DaemonDown:
+            continue
+    raise DaemonDown(str(path))
+
+
+def ask_all(
+    path: Path, operation: str, arguments: Mapping[str, Any], *, timeout_seconds: float = 300.0
+) -> list[dict[str, Any]]:
+    """Ask every process; their answers. DaemonDown where there is none, else as ask_daemon."""
+    answers = []
+    for place in sockets(path):
+        with contextlib.suppress(DaemonDown):
+            answers.append(ask_daemon(place, operation, arguments, timeout_seconds=timeout_seconds))
+    if not answers:
+        raise DaemonDown(str(path))
+    return answers
 
 
 def ask_daemon(

@@ -32,8 +32,9 @@ from server.mail import header, trace
 from server.mail.address import domain_of
 from server.mail.recoding import Unencodable
 from server.refusal import Refusal
-from server.routing import Group, Local, Refuse, Remote, is_role, sort
+from server.routing import Forward, Group, Local, Refuse, Remote, is_role, sort
 from server.rulebook import UNRULED, merge, refuse
+from server.sender_auth.arc_seal import status_of
 from server.sender_auth.results import forged
 from server.senders import Senders
 from server.threads import at_once
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from server.rejects import Refused, Rejects
     from server.routing import Routing
     from server.rulebook import Rulebook
+    from server.sender_auth.dmarc_counts import DmarcCounts
     from server.sender_auth.signer import Signer
     from server.sender_auth.verify import Verifier
     from server.standing import Standing
@@ -100,6 +102,7 @@ class Intake:
         standing: Standing | None = None,
         correspondents: Correspondents | None = None,
         rejects: Rejects | None = None,
+        dmarc_counts: DmarcCounts | None = None,
     ) -> None:
         self._threads = threads
         self._routing = routing
@@ -111,6 +114,7 @@ class Intake:
         self._standing = standing
         self._correspondents = correspondents
         self._rejects = rejects
+        self._dmarc_counts = dmarc_counts
         self._senders = Senders(threads, routing)
 
     def spool(self) -> SpoolWriter:
@@ -164,6 +168,8 @@ class Intake:
             raise Refusal(550, "5.7.1", "Relaying denied")
         if isinstance(resolution, Local):
             await self._require_quota(resolution)
+        elif isinstance(resolution, Forward) and resolution.is_return and envelope.reverse_path is not None:
+            raise Refusal(550, "5.7.1", "This address takes notices about forwarded mail alone")
         if self._rulebook.asks("rcpt"):
             case = evidence.Case(
                 peer,
@@ -209,7 +215,15 @@ class Intake:
             else:
                 await self._give_up(files)
             raise refused.refusal
-        return await self._commit(records, wait_applied=wait_applied)
+        receipt = await self._commit(records, wait_applied=wait_applied)
+        if self._dmarc_counts is not None:
+            actions = [record.decision.action for record in records]
+            self._dmarc_counts.note(arrival.peer, arrival.envelope, records[0].verdicts, actions)
+        return receipt
+
+    def _count_refused(self, arrival: Arrival, verdicts: Sequence[Verdict], refusal: Refusal) -> None:
+        if self._dmarc_counts is not None and not refusal.temporary:
+            self._dmarc_counts.note(arrival.peer, arrival.envelope, verdicts, None)
 
     async def accept_each(self, arrival: Arrival) -> tuple[Receipt | Refusal, ...]:
         """Take a message in for as many recipients as can be; returns an answer for each, in order."""
@@ -236,11 +250,17 @@ class Intake:
             if letter.has(b"return-path"):
                 arrival, letter = await self._rewrite(arrival, letter, files, select=completion.return_paths)
         groups: Sequence[Group] = await self._group(arrival)
-        judgements: Sequence[Judgement]
-        judgements = [await self._decide(arrival, group, letter, verdicts) for group in groups]
+        try:
+            judgements: Sequence[Judgement]
+            judgements = [await self._decide(arrival, group, letter, verdicts) for group in groups]
+        except Refusal as refusal:
+            self._count_refused(arrival, verdicts, refusal)
+            raise
         refused: Refused | None = None
         if self._rejects is not None and any(one.decision.reason for one in judgements):
             refused, groups, judgements = await self._rejects.sort(arrival, groups, judgements)
+            if refused is not None:
+                self._count_refused(arrival, verdicts, refused.refusal)
         records: list[Accepted] = []
         for group, judgement in zip(groups, judgements, strict=True):
             if refused is None:
@@ -451,6 +471,16 @@ class Intake:
             events += await self._steer(arrival, group, decision, message_id=message_id, now=now)
         ruled = b"".join(header.fold(name, header.encode(value)) for name, value in decision.headers)
         signature = await self._sign(arrival, group, judgement.letter, ruled, now)
+        fields = signature + trace_fields(
+            arrival,
+            hostname=self._settings.hostname,
+            results=self._results(arrival, judgement),
+            ruled=ruled,
+            message_id=message_id,
+            now=now,
+        )
+        if group.remote and arrival.source in FROM_OUTSIDE:
+            fields = await self._seal(arrival, group, judgement, fields, now) + fields
         local: list[LocalTarget] = []
         for recipient, place in group.local:
             target = await self._place(arrival, judgement, recipient, place)
@@ -469,15 +499,7 @@ class Intake:
             envelope=envelope,
             decision=decision,
             verdicts=judgement.verdicts,
-            trace=signature
-            + trace_fields(
-                arrival,
-                hostname=self._settings.hostname,
-                results=self._results(arrival, judgement),
-                ruled=ruled,
-                message_id=message_id,
-                now=now,
-            ),
+            trace=fields,
             local=tuple(local),
             remote=tuple(
                 remote_target(arrival, decision, *pair, settings=self._settings, now=now)
@@ -559,6 +581,22 @@ class Intake:
             domain=domain_of(letter.from_addresses[0]),
             organization_id=group.organization_id,
             added=ruled,
+            content=arrival.content,
+            at=now,
+        )
+
+    async def _seal(
+        self, arrival: Arrival, group: Group, judgement: Judgement, fields: bytes, now: int
+    ) -> bytes:
+        """Return the ARC set of a message that goes on to other servers; b'' where nothing was checked."""
+        if self._verifier is None or "@" not in group.recipients[0].address:
+            return b""
+        return await self._signer.seal(
+            domain=domain_of(group.recipients[0].address),
+            organization_id=group.organization_id,
+            authserv_id=self._settings.hostname,
+            status=status_of(judgement.verdicts),
+            added=fields,
             content=arrival.content,
             at=now,
         )

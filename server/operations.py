@@ -7,6 +7,7 @@ Arguments and results are JSON-able; every change is written to the audit log.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from server.policy_acts import ACTS, note
 from server.routing import operator_fault
 from server.sender_auth import zone
 from server.sender_auth.keys import ALGORITHMS, make_key
-from storage import accounts, events, grants, queue_view, reconcile
+from storage import accounts, dmarc, events, grants, queue_view, reconcile
 from storage.errors import Conflict, Full, Missing
 from storage.records import Domain, Event, Grant, Mailbox, Organization
 
@@ -56,12 +57,17 @@ class OperationFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What an operation works on. actor: who asks, for the audit log."""
+    """What an operation works on. actor: who asks, for the audit log.
+
+    roles: of the daemon that is asked. report_address: whom DMARC's aggregate reports are asked for by.
+    """
 
     store: Store
     clock: Clock
     hostname: str
     actor: str = "operator"
+    roles: tuple[str, ...] = ()
+    report_address: str = ""
 
 
 Operation = Callable[..., dict[str, Any]]
@@ -120,8 +126,31 @@ def domain_dns(context: Context, *, name: str) -> dict[str, Any]:
     )
     if found is None:
         raise OperationFailed("no_such_domain", f"{domain} is no domain of this appliance")
-    records = [asdict(record) for record in zone.records(domain, hostname=context.hostname, keys=keys)]
-    return {"domain": domain, "records": records}
+    told = zone.records(domain, hostname=context.hostname, keys=keys, report_address=context.report_address)
+    return {"domain": domain, "records": [asdict(record) for record in told]}
+
+
+def domain_dmarc(context: Context, *, name: str, days: int = 30, limit: int = 50) -> dict[str, Any]:
+    """Return what others reported about a domain: who sent in its name, and the newest reports."""
+    domain = _domain_name(name)
+    since = context.clock.now() - days * dmarc.DAY
+
+    def unit(connection: Connection) -> dict[str, Any]:
+        found = accounts.find_domain(connection, name=domain)
+        if found is None:
+            raise OperationFailed("no_such_domain", f"{domain} is no domain of this appliance")
+        owner = found.organization_id
+        reports = dmarc.reports(connection, organization_id=owner, domain=domain, limit=limit)
+        sources = dmarc.sources(connection, organization_id=owner, domain=domain, since=since, limit=limit)
+        return {
+            "domain": domain,
+            "days": days,
+            "sources": sources,
+            "reports": [{k: v for k, v in asdict(one).items() if k != "rows"} for one in reports],
+        }
+
+    result: dict[str, Any] = context.store.database.read(unit)
+    return result
 
 
 def inbox_add(
@@ -317,7 +346,9 @@ def reconcile_now(context: Context) -> dict[str, Any]:
 def status(context: Context) -> dict[str, Any]:
     """Return counts that show whether the appliance lives and works."""
     counts = context.store.database.read(queue_view.counts)
-    return {"queue": counts, "journal_backlog_octets": context.store.backlog_octets}
+    backlog = context.store.backlog_octets
+    processes = [{"pid": os.getpid(), "roles": list(context.roles)}] if context.roles else []
+    return {"queue": counts, "journal_backlog_octets": backlog, "processes": processes}
 
 
 def operator_check(context: Context, *, postmaster: str) -> dict[str, Any]:
@@ -329,6 +360,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "organization-add": organization_add,
     "domain-add": domain_add,
     "domain-dns": domain_dns,
+    "domain-dmarc": domain_dmarc,
     "inbox-add": inbox_add,
     "key-add": key_add,
     "grant-add": grant_add,

@@ -7,21 +7,28 @@ RFC 5321 3.6 (domains), 4.5.1 (postmaster), RFC 5233 (subaddress with '+').
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from server.mail.address import domain_of, normalise
 from server.refusal import Refusal
-from storage import accounts
+from storage import accounts, returning
 from storage.records import Mailbox, Recipient, Route
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from server.clock import Clock
     from server.threads import Threads
     from storage.db import Notice
 
 CACHE_LIMIT = 100_000
+RETURN_PREFIX = "fwd-"
+# A server tries for five days as a rule (RFC 5321 4.5.4.1), and one behind it again.
+RETURN_MICROSECONDS = 30 * 86_400 * 1_000_000
+_DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"
+_RETURN = re.compile(rf"{RETURN_PREFIX}([{_DIGITS}]{{26}})@", re.IGNORECASE)
 ROLE_LOCAL_PARTS = frozenset({"postmaster", "abuse"})  # RFC 5321 4.5.1, RFC 2142 4
 
 
@@ -42,10 +49,11 @@ class Remote:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """A route that sends mail on to another address."""
+    """An address whose mail goes on to another one."""
 
     organization_id: str
     target: str
+    is_return: bool = False  # a notice about forwarded mail, on its way to the sender of that
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +158,9 @@ NO_SUCH_USER = Refuse(550, "5.1.1", "No such mailbox here")
 class Routing:
     """Answers where an address leads, from cache or from storage."""
 
-    def __init__(self, threads: Threads, *, postmaster: str = "") -> None:
+    def __init__(self, threads: Threads, *, postmaster: str = "", clock: Clock | None = None) -> None:
         self._threads = threads
+        self._clock = clock
         self._postmaster = normalise(postmaster) if postmaster else ""
         self._cache: dict[str, Resolution] = {}
         self._local_domains: dict[str, bool] = {}
@@ -167,6 +176,8 @@ class Routing:
         """Return where mail for a syntactically valid address goes."""
         # RFC 5321 4.5.1: 'RCPT TO:<postmaster>' comes without a domain.
         found = self._cache.get(address)
+        if found is None and (returned := _RETURN.match(address)) is not None:
+            found = await self._returned(returned[1].lower(), domain_of(address))
         if found is None:
             key = normalise(address) if "@" in address else address.lower()
             generation = self._generation
@@ -176,6 +187,23 @@ class Routing:
             if generation == self._generation:
                 self._cache[address] = found
         return found
+
+    async def _returned(self, identifier: str, domain: str) -> Resolution | None:
+        """Return the way back to the sender of a forwarded delivery; None where there is none."""
+        begun = _milliseconds(identifier) * 1000
+        if self._clock is None or self._clock.now() - begun > RETURN_MICROSECONDS:
+            return None
+
+        def look_up(connection: Connection) -> Resolution | None:
+            owner = accounts.find_domain(connection, name=domain)
+            if owner is None:
+                return None
+            sender = returning.original_sender(
+                connection, delivery_id=f"dlv_{identifier}", organization_id=owner.organization_id
+            )
+            return None if sender is None else Forward(owner.organization_id, sender, is_return=True)
+
+        return await self._threads.read(look_up)
 
     async def is_local(self, domain: str) -> bool:
         """Return whether the appliance is the destination of a domain (lower-case A-labels)."""
@@ -274,6 +302,22 @@ def operator_fault(connection: Connection, *, postmaster: str) -> str:
     if accounts.find_domain(connection, name=domain_of(address)) is None:
         return ""  # elsewhere: the queue brings it there
     return f"server.postmaster: there is no inbox {address}: {instead}"
+
+
+def return_address(delivery_id: str, domain: str) -> str:
+    """Return the address in a domain of ours that leads back to the sender of a forwarded delivery.
+
+    The id's 80 random bits are its secret: no other address can be made to lead anywhere.
+    """
+    return f"{RETURN_PREFIX}{delivery_id.partition('_')[2]}@{domain}"
+
+
+def _milliseconds(identifier: str) -> int:
+    """Return when an id was made, since 1970: its first ten digits are 50 bits, two of them empty."""
+    number = 0
+    for digit in identifier[:10]:
+        number = number << 5 | _DIGITS.index(digit)
+    return number
 
 
 def sort(groups: dict[str, Group], recipient: Recipient, resolution: Resolution) -> None:

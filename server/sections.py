@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from policies.facts import LIMIT_PREFIX, LIMITS
 from server.listen import parse_listen
+from server.mail.address import parse_mailbox
 from server.next_hop import parse_next_hop
 from server.settings_text import setting
 
@@ -61,6 +62,10 @@ def _network(text: str) -> str:
 def _server_address(text: str) -> str:
     parse_listen(f"tcp:{text}" if re.search(r"\]:\d+$|^[^:]+:\d+$", text) else f"tcp:[{text}]:53")
     return text
+
+
+def _mail_address(text: str) -> str:
+    return parse_mailbox(text, smtputf8=False).normal if text else ""
 
 
 PATH = "an absolute path"
@@ -389,6 +394,41 @@ class Authentication(Section):
     )
 
 
+class Dmarc(Section):
+    """Aggregate reports of DMARC (RFC 9990): what domains are told of mail that came in their name."""
+
+    report_address: Annotated[str, AfterValidator(_mail_address)] = setting(
+        "",
+        "Address that reports to other domains come from, and to which others send theirs about the domains "
+        "of this appliance; it needs an inbox or a route. Its domain is one of this appliance, with a DKIM "
+        "key. Empty: nothing is counted and nothing is sent.",
+        allowed="empty, or an address, dmarc-reports@ and one of the domains by custom",
+    )
+    send_reports: bool = setting(
+        True, "Send reports to the domains that ask for them, where report_address is set."
+    )
+    organization_name: str = setting(
+        "", "Name of the reporting organization in reports. Empty is server.hostname."
+    )
+    period_hours: Literal[1, 2, 3, 4, 6, 8, 12, 24] = setting(
+        24, "Time that one report covers, counted from midnight UTC.", unit="hours"
+    )
+    spread_seconds: int = setting(
+        4 * HOUR,
+        "Reports leave within this time after a period's end, each domain's at its own moment.",
+        at_least=0,
+        at_most=DAY,
+    )
+    keep_days: int = setting(
+        365, "How long reports of others are kept.", unit="days", at_least=1, at_most=3660
+    )
+
+    @property
+    def sends(self) -> bool:
+        """Whether reports are made and sent."""
+        return bool(self.report_address) and self.send_reports
+
+
 class Policy(Section):
     """The rules that judge messages."""
 
@@ -473,6 +513,12 @@ class Delivery(Section):
         "Next hop of all other domains. mx asks the DNS (RFC 5321 5.1); capture keeps mail in the outbox "
         "directory of the data directory instead of sending it; refuse bounces it.",
         allowed=NEXT_HOP,
+    )
+    forwarded_sender: Literal["ours", "original"] = setting(
+        "ours",
+        "Envelope sender of mail that a route or rule forwards to another server. ours is an address in the "
+        "domain that forwards, so that SPF passes there; bounces to it go back to the sender for 30 days. "
+        "original keeps the sender's, for next hops that know this server as a forwarder.",
     )
     concurrency: int = setting(100, "Attempts at once.", unit="attempts", at_least=1, at_most=10_000)
     per_domain_concurrency: int = setting(

@@ -17,6 +17,7 @@ import structlog
 
 from storage.db import Notice
 from storage.records import Accepted, Placed
+from storage.transactions import EVERYTHING, UNKNOWN
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -34,7 +35,8 @@ class Hub:
     """Tells listeners on the loop that a topic moved, after the commit that moved it.
 
     Topics and keys are those of storage notices; a listener with key None hears
-    every key of its topic.
+    every key of its topic. After news of other processes may have been missed,
+    all hear a notice whose position is UNKNOWN: it says only that they should look.
     """
 
     def __init__(self) -> None:
@@ -56,10 +58,18 @@ class Hub:
     def dispatch(self, notices: Sequence[Notice]) -> None:
         """Hand a committed batch's notices to their listeners; runs on the loop."""
         latest = {(notice.topic, notice.key): notice for notice in notices}
+        if (EVERYTHING, "") in latest:
+            self._call_all()
+            return
         for notice in latest.values():
             for key in (notice.key, None):
                 for listener in tuple(self._listeners.get((notice.topic, key), ())):
                     self._call(listener, notice)
+
+    def _call_all(self) -> None:
+        for (topic, key), listeners in tuple(self._listeners.items()):
+            for listener in tuple(listeners):
+                self._call(listener, Notice(topic, key or "", UNKNOWN))
 
     def _call(self, listener: Listener, notice: Notice) -> None:
         try:

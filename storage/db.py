@@ -16,9 +16,11 @@ from functools import partial
 from typing import TypeVar
 
 from sqlalchemy import URL, Connection
+from sqlalchemy.exc import SQLAlchemyError
 
 from storage import engine
 from storage.errors import StorageError
+from storage.hearing import Hearing
 from storage.transactions import Notice, Outcome, Transactions, Unit, latest, publish
 from storage.writer import Done, Item, Writer
 
@@ -54,6 +56,8 @@ class Database:
         self.origin = secrets.token_hex(8)
         self.complete: Callable[[list[Callable[[], None]]], None] = run_here
         self._listeners: tuple[Listener, ...] = ()
+        self._own_listeners: tuple[Listener, ...] = ()
+        self._hearing: Hearing | None = None
         self._reading = engine.make_engine(url, engine.Access.READ)
         self._writing = engine.make_engine(url, engine.Access.WRITE)
         self._readers = readers
@@ -134,11 +138,31 @@ class Database:
             self._slots.release()
 
     def listen(self, listener: Listener) -> None:
-        """Have a listener called with each committed batch's notices, in whichever thread saw the commit."""
+        """Have a listener called with each committed batch's notices, in whichever thread saw the commit.
+
+        On PostgreSQL with those of other processes too, once hear is called.
+        """
         self._listeners = (*self._listeners, listener)
+
+    def listen_here(self, listener: Listener) -> None:
+        """Have a listener called with the notices of this process's own commits alone."""
+        self._own_listeners = (*self._own_listeners, listener)
+
+    def hear(self) -> None:
+        """Begin to tell listeners what other processes commit; PostgreSQL alone. StorageError."""
+        hearing = Hearing(url=self.url, origin=self.origin, tell=self._tell_of_others)
+        try:
+            hearing.start()
+        except SQLAlchemyError as error:
+            hearing.close()
+            raise engine.explain(error, self.place) from error
+        self._hearing = hearing
 
     def close(self) -> None:
         """Commit what is queued, wait for running readers, close every connection."""
+        if self._hearing is not None:
+            self._hearing.close()
+            self._hearing = None
         self._writer.close()
         held = [self._slots.acquire(timeout=READ_WAIT_SECONDS) for _ in range(self._readers)]
         while self._idle:
@@ -171,7 +195,11 @@ class Database:
     def _announce(self, notices: Sequence[Notice]) -> None:
         if notices:
             news = latest(notices)
-            run_here([partial(listener, news) for listener in self._listeners])
+            listeners = (*self._listeners, *self._own_listeners)
+            run_here([partial(listener, news) for listener in listeners])
+
+    def _tell_of_others(self, notices: Sequence[Notice]) -> None:
+        run_here([partial(listener, notices) for listener in self._listeners])
 
     def _finish(self, batch: Sequence[Item], outcomes: Sequence[Outcome], notices: Sequence[Notice]) -> None:
         self._announce(notices)

@@ -25,6 +25,13 @@ BUSY_TIMEOUT_SECONDS = 10
 QUICK_CHECK_OCTETS = 32 << 20
 WAL_LIMIT_OCTETS = 64 << 20
 WAL_CHECKPOINT_PAGES = 4000
+# A server that is gone without a word is noticed within a minute.
+_PATIENCE = {
+    "connect_timeout": BUSY_TIMEOUT_SECONDS,
+    "keepalives_idle": 20,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+}
 _SQLITE_IOERR, _SQLITE_CORRUPT, _SQLITE_FULL, _SQLITE_NOTADB = 10, 11, 13, 26
 
 
@@ -70,11 +77,22 @@ def make_engine(url: URL, access: Access) -> Engine:
         engine = create_engine(url, poolclass=NullPool, connect_args=arguments)
         event.listen(engine, "connect", _prepare_writer if access is Access.WRITE else _prepare_reader)
         return engine
-    engine = create_engine(url, poolclass=NullPool, connect_args={"connect_timeout": BUSY_TIMEOUT_SECONDS})
+    engine = create_engine(url, poolclass=NullPool, connect_args=_PATIENCE)
     if access is Access.READ:
         return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
     event.listen(engine, "connect", _prepare_postgresql)
     return engine
+
+
+def listen(url: URL, channel: str) -> Any:
+    """Return a driver's connection that hears what is notified on a channel; SQLAlchemyError."""
+    pooled = make_engine(url, Access.READ).raw_connection()
+    connection = pooled.dbapi_connection
+    pooled.detach()
+    assert connection is not None
+    connection.autocommit = True
+    connection.cursor().execute(f"LISTEN {channel}")
+    return connection
 
 
 def _prepare_both(raw: Any) -> None:

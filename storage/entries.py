@@ -20,6 +20,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
+from storage import events as log
 from storage import ids, signs
 from storage.codec import data_text
 from storage.db import Notice, publish
@@ -335,6 +336,7 @@ def tell(
         (one.id, kind, at, one.organization_id, one.message_id, one.mailbox_id, data_text(one))
         for one in made
     )
+    log.hold(connection)
     insert_rows(connection, "events", _EVENT, rows)
     seq = run(connection, "SELECT max(seq) FROM events").fetchone()[0]
     publish(connection, Notice("events", "", seq))

@@ -1,11 +1,10 @@
 """The log of events: appended once, never changed, read in order by consumers.
 
 Owns the rows of `events` and the durable cursors of those who work through
-them. Knows no kinds and sends nothing. `seq` is given out when a row is
-inserted: with one writing process the order of `seq` is the order of commits.
-Where several processes write to one PostgreSQL, a lower `seq` may become
-visible after a higher one; a consumer there must leave a margin behind the
-newest event, or share the writer.
+them. Knows no kinds and sends nothing. The order of `seq` is the order of
+commits, so that a consumer which has seen one misses none below it: with one
+writing process by itself, with several on PostgreSQL because whoever inserts
+holds the log until its commit (`hold`).
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, func, insert, select, update
+from sqlalchemy.dialects.postgresql import insert as insert_or_not
 
 from storage.db import Notice, publish
 from storage.records import Event
@@ -23,12 +23,25 @@ from storage.schema import events as table
 
 PAGE_LIMIT = 1000
 TIMELINE_LIMIT = 2000
+# Any number will do, as long as it stays the same: 'evnt' in ASCII.
+_LOCK_NUMBER = 0x65766E74
+
+
+def hold(connection: Connection) -> None:
+    """Take the log for this transaction before anything is inserted; every inserter calls it.
+
+    Late in a unit: on PostgreSQL all other processes' events wait from here to the commit, which
+    take turns there anyway, as NOTIFY has it.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.connection.cursor().execute(f"SELECT pg_advisory_xact_lock({_LOCK_NUMBER})")
 
 
 def append(connection: Connection, events: Sequence[Event]) -> int:
     """Insert events in their order and return the highest seq given, 0 for none."""
     if not events:
         return 0
+    hold(connection)
     connection.execute(insert(table), [_values(event) for event in events])
     seq = int(connection.execute(select(func.max(table.c.seq))).scalar_one())
     publish(connection, Notice("events", "", seq))
@@ -102,6 +115,15 @@ def cursor(connection: Connection, *, name: str) -> int:
     """Return how far a consumer has come; 0 for one that never ran."""
     seq = connection.execute(select(cursors.c.seq).where(cursors.c.name == name)).scalar()
     return 0 if seq is None else int(seq)
+
+
+def hold_cursor(connection: Connection, *, name: str) -> int:
+    """Return how far a consumer has come, and keep others who consume under its name out until the end."""
+    if connection.dialect.name != "postgresql":
+        return cursor(connection, name=name)
+    connection.execute(insert_or_not(cursors).on_conflict_do_nothing(), {"name": name, "seq": 0})
+    query = select(cursors.c.seq).where(cursors.c.name == name).with_for_update()
+    return int(connection.execute(query).scalar_one())
 
 
 def advance(connection: Connection, *, name: str, seq: int) -> None:

@@ -291,6 +291,7 @@ def _empty_inbox(connection: Connection, mailbox_id: str, new: str, maildir: Mai
     from storage.entries import move
 
     inbox = _own(connection, mailbox_id, INBOX)
+    lock(connection, inbox.id)  # folders before their mailbox, as everybody takes them
     made = create_folder(connection, mailbox_id=mailbox_id, name=new, at=at)
     everything = range(1, NUMBER_LIMIT + 1)
     move(connection, maildir=maildir, source_id=inbox.id, target_id=made.id, uids=everything, at=at)

@@ -8,6 +8,7 @@ letters, so that an id can go into file names and URLs as it is.
 import os
 import time
 from collections import deque
+from hashlib import blake2b
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 # Ten bits at a time: thirteen look-ups make an id, where 26 would.
@@ -48,5 +49,14 @@ def new(prefix: str) -> str:
     """Return a fresh id such as `msg_01jd…`; ids of different milliseconds sort by age."""
     if not (prefix.isascii() and prefix.isalpha() and prefix.islower()):
         raise ValueError(f"not an id prefix: {prefix!r}")
-    number = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(_random(), "big")
+    return _written(prefix, time.time_ns() // 1_000_000, _random())
+
+
+def derived(prefix: str, key: bytes, *, at: int) -> str:
+    """Return the id that follows from a key, always the same; at: the microseconds it sorts by."""
+    return _written(prefix, at // 1000, blake2b(key, digest_size=_RANDOM_OCTETS).digest())
+
+
+def _written(prefix: str, milliseconds: int, octets: bytes) -> str:
+    number = (milliseconds & (1 << 48) - 1) << 80 | int.from_bytes(octets, "big")
     return prefix + "_" + "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])

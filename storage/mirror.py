@@ -29,6 +29,9 @@ from storage.selection import run
 
 STEP = 256  # files of one write unit: a few milliseconds of the writer's time
 PAUSE_SECONDS = 0.5
+# Where several processes share the mail, each mirrors its own changes, and looks so often for what a
+# dead one left.
+LOOK_SECONDS = 60.0
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +52,7 @@ class Mirroring:
         self._wanted = threading.Event()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="mirror", daemon=True)
-        database.listen(self._heard)
+        database.listen_here(self._heard)
 
     def start(self) -> None:
         """Start, with what an earlier process left to do."""
@@ -69,7 +72,7 @@ class Mirroring:
 
     def _loop(self) -> None:
         while not self._closing.is_set():
-            self._wanted.wait()
+            self._wanted.wait(None if self._database.dialect == "sqlite" else LOOK_SECONDS)
             # What comes within the pause is one step's work.
             self._closing.wait(self._pause_seconds)
             self._wanted.clear()

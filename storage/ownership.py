@@ -1,8 +1,10 @@
-"""Whose a data directory is: its layout, its lock, and the instance that it and the database name.
+"""Whose a data directory is: its layout, its locks, and the instances that it and the database name.
 
-Owns the file `lock`, which one process holds for life, and the file `instance`,
-a short random text that the database knows too, so that a directory and a
-database of different installations are never brought together. Also owns
+Owns the file `lock`, which one process holds for life where the database is
+SQLite, and all share where it is PostgreSQL: there each process has a journal
+of its own, named by its instance, whose lock it holds for life. The file
+`instance` names the first; the database knows every one, so that a directory
+and a database of different installations are never brought together. Also owns
 syncing the file systems below the directory: what fails once is not believed again.
 """
 
@@ -12,7 +14,10 @@ import os
 import secrets
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 from sqlalchemy import Connection, insert, select
@@ -92,28 +97,91 @@ class Syncer:
             os.close(self._fds.popitem()[1])
 
 
-def lock(directory: Path) -> int:
-    """Take the directory for this process alone; return the lock. StorageError where it is taken."""
+class Sharing(Enum):
+    """Whether a process has a data directory to itself, or its journal alone."""
+
+    ALONE = fcntl.LOCK_EX
+    SHARED = fcntl.LOCK_SH
+
+
+def lock(directory: Path, sharing: Sharing = Sharing.ALONE) -> int:
+    """Take the directory, for this process alone or beside others; return the lock.
+
+    StorageError where another process is in the way.
+    """
     fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        if not _try_lock(fd):
+        if not _try_lock(fd, sharing):
             raise StorageError(
                 f"the data directory {directory} is in use by another Mailagents process "
                 f"({_owner(fd)}): stop that one first"
             )
+        owner = f"pid {os.getpid()}\n" if sharing is Sharing.ALONE else "one on PostgreSQL\n"
         os.ftruncate(fd, 0)
-        os.pwrite(fd, f"pid {os.getpid()}\n".encode("ascii"), 0)
+        os.pwrite(fd, owner.encode("ascii"), 0)
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def _try_lock(fd: int) -> bool:
+def own(layout: Layout, instance: str) -> int | None:
+    """Take an instance's journal for this process; return its lock, None where another process has it."""
+    path = layout.journal(instance)
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"pid {os.getpid()}\n".encode("ascii"), 0)
+    return fd
+
+
+@contextmanager
+def turn(directory: Path) -> Iterator[None]:
+    """Do what every process does at its start, and none beside another. Not to be nested."""
+    fd = os.open(directory / "lock.start", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+class Sole:
+    """A task that one process of a data directory has at a time; it is free again when that one ends."""
+
+    def __init__(self, directory: Path, task: str) -> None:
+        self._path = directory / f"lock.{task}"
+        self._fd: int | None = None
+
+    def take(self) -> bool:
+        """Return whether this process has the task, by now or since before."""
+        if self._fd is None:
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(fd)
+                return False
+            self._fd = fd
+        return True
+
+    def release(self) -> None:
+        """Leave the task to another process."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def _try_lock(fd: int, sharing: Sharing) -> bool:
     pause = threading.Event()
     for _ in range(int(ORPHAN_SECONDS / _ORPHAN_PAUSE_SECONDS)):
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, sharing.value | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
             # A killed owner's worker is being ended by the kernel: it holds the lock for a moment longer.
@@ -137,6 +205,54 @@ def _is_running(owner: str) -> bool:
     return True
 
 
+def claim(database: Database, layout: Layout) -> tuple[str, int, int]:
+    """Return an instance that is this process's own from now on, how far it is applied, and its lock.
+
+    For PostgreSQL: one that a process before left, the data directory's first before others, else a
+    new one. Corrupt as agree.
+    """
+    with turn(layout.directory):
+        first, _ = agree(database, layout)
+        others = sorted(
+            path.name for path in (layout.directory / "journal").iterdir() if is_instance(path.name)
+        )
+        known = dict.fromkeys([first, *others])
+        for instance in (*known, _new_instance()):
+            fd = own(layout, instance)
+            if fd is not None:
+                try:
+                    applied = register(database, layout, instance, is_known=instance in known)
+                    return instance, applied, fd
+                except BaseException:
+                    os.close(fd)
+                    raise
+    raise StorageError(f"every journal in {layout.directory} is taken, and so is a new one")
+
+
+def is_instance(name: str) -> bool:
+    """Return whether a name is one that instances bear."""
+    return len(name) == _INSTANCE_CHARACTERS and set(name) <= set(_ALPHABET)
+
+
+def register(database: Database, layout: Layout, instance: str, *, is_known: bool) -> int:
+    """Return how far an instance's journal is applied, once no transaction of a dead owner can move it.
+
+    is_known: whether its name was used before, even if the database does not know it any more.
+    """
+    return database.write(lambda connection: _applied(connection, layout, instance, is_known=is_known))
+
+
+def _applied(connection: Connection, layout: Layout, instance: str, *, is_known: bool) -> int:
+    query = select(journals.c.applied_sequence).where(journals.c.instance == instance)
+    # The commit of a killed process may be under way in the database: it moves this row before any other.
+    applied = connection.execute(query.with_for_update()).scalar()
+    if applied is None:
+        applied = _first_sequence(layout.journal(instance), is_known=is_known) - 1
+        row = {"instance": instance, "applied_sequence": applied, "updated_at": time.time_ns() // 1000}
+        connection.execute(insert(journals).values(row))
+    return int(applied)
+
+
 def agree(database: Database, layout: Layout) -> tuple[str, int]:
     """Return the instance of a data directory and how far its journal is applied, by file and database.
 
@@ -144,7 +260,7 @@ def agree(database: Database, layout: Layout) -> tuple[str, int]:
     """
     path = layout.directory / "instance"
     named = path.read_text("ascii").strip() if path.exists() else None
-    if named is not None and (len(named) != _INSTANCE_CHARACTERS or not set(named) <= set(_ALPHABET)):
+    if named is not None and not is_instance(named):
         raise Corrupt(f"{path} does not hold an instance id: restore it from a backup")
 
     def settle(connection: Connection) -> tuple[str, int]:
@@ -157,13 +273,7 @@ def agree(database: Database, layout: Layout) -> tuple[str, int]:
         instance = named or recorded or _new_instance()
         if recorded is None:
             connection.execute(insert(settings).values(name=_setting(connection, instance), value=instance))
-        query = select(journals.c.applied_sequence).where(journals.c.instance == instance)
-        applied = connection.execute(query).scalar()
-        if applied is None:
-            applied = _first_sequence(layout.journal(instance), is_known=named is not None) - 1
-            row = {"instance": instance, "applied_sequence": applied, "updated_at": time.time_ns() // 1000}
-            connection.execute(insert(journals).values(row))
-        return instance, int(applied)
+        return instance, _applied(connection, layout, instance, is_known=named is not None)
 
     instance, applied = database.write(settle)
     if named is None:

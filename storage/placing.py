@@ -181,6 +181,18 @@ class Placing:
         """Write an entry's file whole and give it its name, in place of what is there."""
         self._write(f"{directory}/{_TMP}/{name.base}", name.within(directory), encoded, prefix)
 
+    def mend(self, encoded: Encoded, path: str, prefix: bytes) -> None:
+        """Write what an entry's file should hold into the file itself, under whatever names it has.
+
+        For recovery alone: the journal still has it, should this be cut short.
+        """
+        fd = self.files.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            octets = self._fill(fd, encoded, prefix)
+            self.files.ftruncate(fd, octets)
+        finally:
+            self.files.close(fd)
+
     def set_aside(self, work: Work) -> Path:
         """Write a record's message into the directory for the operator; return its path."""
         path = self.aside / f"{work.encoded.record.message_id}.eml"
@@ -243,20 +255,25 @@ class Placing:
 
     def _write(self, temporary: str, path: str, encoded: Encoded, prefix: bytes) -> None:
         files = self.files
-        record = encoded.record
         fd = files.open(temporary, _FLAGS, 0o600)
         try:
-            if isinstance(record.content, Spooled):
-                write_all(files, fd, (prefix, record.trace))
-                self._copy(record.content, fd)
-            else:
-                buffers = (prefix, record.trace, record.content)
-                octets = len(prefix) + len(record.trace) + len(record.content)
-                if files.writev(fd, buffers) != octets:
-                    raise OSError(errno.ENOSPC, "the file could only be written in part", temporary)
+            self._fill(fd, encoded, prefix)
         finally:
             files.close(fd)
         files.rename(temporary, path)
+
+    def _fill(self, fd: int, encoded: Encoded, prefix: bytes) -> int:
+        """Write prefix, trace and content at a file's beginning; return the octets."""
+        record = encoded.record
+        front = len(prefix) + len(record.trace)
+        if isinstance(record.content, Spooled):
+            write_all(self.files, fd, (prefix, record.trace))
+            self._copy(record.content, fd)
+            return front + record.content.octets
+        octets = front + len(record.content)
+        if self.files.writev(fd, (prefix, record.trace, record.content)) != octets:
+            raise OSError(errno.ENOSPC, "the file could only be written in part")
+        return octets
 
     def _copy(self, spooled: Spooled, fd: int) -> None:
         with open(self.spool.path(spooled.name), "rb") as source:

@@ -18,6 +18,7 @@ from sqlalchemy import (
     Connection,
     Integer,
     Row,
+    and_,
     bindparam,
     exists,
     func,
@@ -63,6 +64,7 @@ __all__ = [
     "renew",
     "settle",
     "suppressed",
+    "token",
 ]
 
 # Consumer that answers failures with notices: until it has come past a message's failures, the
@@ -450,15 +452,26 @@ def _waiting_state(item: Delivery) -> DeliveryState:
     return DeliveryState.DEFERRED if item.tries else DeliveryState.SCHEDULED
 
 
-def reclaim(connection: Connection, *, now: int, before: int, limit: int = 1000) -> int:
+def token(holder: str) -> str:
+    """Return a fresh lease of an instance, by which reclaim knows it again."""
+    return f"{holder}/{ids.new('lease')}"
+
+
+def reclaim(
+    connection: Connection, *, now: int, before: int | None, holder: str | None = None, limit: int = 1000
+) -> int:
     """Make deliveries due whose lease ended before a time; the number done, `limit` at most.
 
     One whose transmission had begun is in doubt: it is tried again, and its event says so.
-    before: now in the ordinary case; a later time where the holders are known to be dead.
+    before: now in the ordinary case; None for all, where the holders are known to be dead.
+    holder: of leases of this instance alone.
     """
+    ended = deliveries.c.lease_until.is_not(None) if before is None else deliveries.c.lease_until < before
+    if holder is not None:
+        ended = and_(ended, deliveries.c.lease.startswith(f"{holder}/", autoescape=True))
     query = (
         select(deliveries)
-        .where(deliveries.c.lease_until < before)
+        .where(ended)
         .order_by(deliveries.c.lease_until)
         .limit(limit)
         .with_for_update(skip_locked=True)

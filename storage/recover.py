@@ -5,12 +5,14 @@ files that are there already counting only with the right length and digest. A
 record that is applied recreates nothing that was expunged or moved since; the
 surviving entries' files are checked and rewritten where wrong. The torn end of
 the last segment is cut; damage before valid records is set aside and reported.
+Others may work on the same mail meanwhile: a file is rewritten under its folder's lock.
 """
 
 import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from storage.codec import Encoded, content_octets
 from storage.db import Database
 from storage.errors import StorageError
 from storage.files import Files, sync_directory
+from storage.folders import held
 from storage.journal import Journaled
 from storage.placing import Name, Placing, Present
 from storage.records import LocalTarget
@@ -35,6 +38,8 @@ _log = logging.getLogger(__name__)
 
 
 _ENTRIES: Select[Any] = select(
+    entries.c.folder_id,
+    entries.c.uid,
     entries.c.message_id,
     entries.c.name,
     entries.c.subdirectory,
@@ -159,24 +164,52 @@ class Recoverer:
             self._report.rewritten += 1
 
     def _verify_entry(self, row: Row[Any], encoded: Encoded, present: Present) -> None:
-        maildir = self._placing.maildir
-        directory = str(maildir.folder_path(row.mailbox_id, row.folder))
-        recorded = Name(row.name, row.subdirectory, row.mirrored)
-        exists = os.path.exists(recorded.within(directory))
-        found = recorded if exists else present.find(directory, row.name)
+        if self._is_wrong(row, encoded, present) and self._database.write(
+            partial(self._mend, row=row, encoded=encoded)
+        ):
+            self._report.rewritten += 1
+
+    def _is_wrong(self, row: Row[Any], encoded: Encoded, present: Present) -> bool:
         targets = _candidates(encoded, row)
         if not targets:
-            return
-        if found is not None:
-            path = found.within(directory)
-            if any(self._placing.is_right(path, encoded, target.prefix) for target in targets):
-                return
-        maildir.ensure(row.mailbox_id, row.folder)
-        self._placing.write_entry(encoded, directory, found or recorded, targets[0].prefix)
-        self._report.rewritten += 1
+            return False
+        found = self._find(row, present)
+        if found is None:
+            return True
+        path = found.within(self._directory_of(row))
+        return not any(self._placing.is_right(path, encoded, target.prefix) for target in targets)
+
+    def _directory_of(self, row: Row[Any]) -> str:
+        return str(self._placing.maildir.folder_path(row.mailbox_id, row.folder))
+
+    def _find(self, row: Row[Any], present: Present) -> Name | None:
+        recorded = Name(row.name, row.subdirectory, row.mirrored)
+        directory = self._directory_of(row)
+        return recorded if os.path.exists(recorded.within(directory)) else present.find(directory, row.name)
+
+    def _mend(self, connection: Connection, *, row: Row[Any], encoded: Encoded) -> bool:
+        """Write an entry's file anew, if it is still there to have one and lacks it; say whether it did."""
+        if not held(connection, [row.folder_id]):
+            return False
+        query = _ENTRIES.where(entries.c.folder_id == row.folder_id, entries.c.uid == row.uid)
+        now = connection.execute(query).first()
+        present = Present([row.name])
+        if now is None or not self._is_wrong(now, encoded, present):
+            return False
+        found = self._find(now, present)
+        self._placing.maildir.ensure(now.mailbox_id, now.folder)
+        directory, prefix = self._directory_of(now), _candidates(encoded, now)[0].prefix
+        if found is not None and os.stat(found.within(directory)).st_nlink > 1:
+            # Written into the file itself, so that its other names, those that a copy made whose
+            # commit never came among them, hold no torn message.
+            self._placing.mend(encoded, found.within(directory), prefix)
+        else:
+            name = found or Name(now.name, now.subdirectory, now.mirrored)
+            self._placing.write_entry(encoded, directory, name, prefix)
         _log.warning(
             "message %s: a file in %s was missing or wrong and is written anew", row.message_id, directory
         )
+        return True
 
     def _set_aside(self, damage: Damage) -> None:
         path = self._aside / f"{self._placing.instance}-{damage.path.stem}-{damage.offset}.record"

@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, select
 
+from storage import events as log
 from storage import idempotency, ids, rejects, schema, signs
 from storage.codec import data_text
 from storage.db import Notice, publish
@@ -222,8 +223,9 @@ class Batch:
         insert(connection, schema.entries, _ENTRY, entries)
         self._queue(connection, works)
         self._note(connection, works)
-        insert(connection, schema.events, _EVENT, events)
         if events:
+            log.hold(connection)
+            insert(connection, schema.events, _EVENT, events)
             seq = self._execute(connection, "SELECT max(seq) FROM events", ()).fetchone()[0]
             publish(connection, Notice("events", "", seq))
         return placed
@@ -379,6 +381,7 @@ def advance_only(
     """Count a record as applied that was put aside whole, with the event that says so."""
     batch = Batch([work], instance=instance, at=at, statements=statements, withdraw=lambda _work: None)
     if batch._advance(connection):
+        log.hold(connection)
         statements.insert(connection, schema.events, _EVENT, [_event_row(event)])
     return [tuple(Placed(target.mailbox_id, 0, 0, 0, 0) for target in work.encoded.record.local)]
 

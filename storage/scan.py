@@ -162,8 +162,8 @@ def _sort_unknown(
     leftover: list[str] = []
     for base, path in sorted(unknown.items()):
         if base not in known:
-            is_ours = base in copies and _links(directory / path) > 1
-            (leftover if is_ours else foreign).append(path)
+            is_undone = base in copies and _is_spare(directory / path)
+            (leftover if is_undone else foreign).append(path)
     return foreign, leftover
 
 
@@ -205,11 +205,13 @@ def _removed(connection: Connection, folder_id: int) -> set[str]:
     return {_base(row[0]) for row in run(connection, text, (folder_id,)).fetchall()}
 
 
-def _links(path: Path) -> int:
+def _is_spare(path: Path) -> bool:
+    """Return whether a file holds nothing that would be lost with it: it has other names, or no octet."""
     try:
-        return os.lstat(path).st_nlink
+        facts = os.lstat(path)
     except FileNotFoundError:
-        return 0
+        return False
+    return facts.st_nlink > 1 or facts.st_size == 0
 
 
 def _confirm(directory: Path, difference: _Difference) -> tuple[_Difference, bool]:

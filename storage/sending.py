@@ -125,7 +125,7 @@ def tally(connection: Connection) -> tuple[set[tuple[str, str]], bool]:
 
     Returns the (kind, key) that changed, and whether there may be more.
     """
-    seq = events.cursor(connection, name=CURSOR)
+    seq = events.hold_cursor(connection, name=CURSOR)
     found = events.after(connection, seq=seq, kinds=OUTCOMES, limit=events.PAGE_LIMIT)
     full = len(found) >= events.PAGE_LIMIT
     if not full:

@@ -6,6 +6,7 @@ of the content but its digest.
 """
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +22,8 @@ T = TypeVar("T")
 
 _CHECK_OCTETS = 1 << 20
 UNFINISHED = "tmp-"
+
+_log = logging.getLogger(__name__)
 
 
 class Spool:
@@ -109,12 +112,16 @@ class SpoolWriter:
 
     def discard(self) -> None:
         """Remove the file, finished or not."""
+        name = self._name
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
-            self._spool.remove(self._path.name)
-        else:
-            self._spool.remove(self._name)
+            name = self._path.name
+        try:
+            self._spool.remove(name)
+        except OSError as error:
+            # The next start removes what no record names.
+            _log.warning("%s is left in the spool: %s", name, error)
 
     def _sync(self) -> None:
         files, fd = self._spool.files, self._fd

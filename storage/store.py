@@ -17,17 +17,17 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
-from storage import segments
+from storage import engine, segments
 from storage.apply import Applier, Render
 from storage.db import Database
 from storage.errors import Full, StorageError
 from storage.files import Files, sync_directory
+from storage.inheritance import Estate, Heir
 from storage.journal import Applied, Durable, Journal
 from storage.maildir import Maildir
-from storage.ownership import Layout, Syncer, agree, lock
-from storage.placing import Placing
+from storage.ownership import Layout, Sharing, Sole, Syncer, agree, claim, lock
 from storage.records import Accepted, Spooled
-from storage.recover import Recoverer, Recovery
+from storage.recover import Recovery
 from storage.spool import Spool, SpoolWriter
 from storage.worker import Worker
 
@@ -47,6 +47,8 @@ class Store:
 
     database: Database
     maildir: Maildir
+    instance: str
+    is_shared: bool  # whether other processes may work on the same directory
     render: Render
     spool_threshold_octets: int
     recovery: Recovery
@@ -74,6 +76,7 @@ class Store:
         """
         store = object.__new__(cls)
         store._closers = []
+        store._heir = None
         try:
             store._open(directory, database_url, readers)
             store._recover(render, files, disk_reserve_octets, spool_threshold_octets)
@@ -131,6 +134,10 @@ class Store:
             raise ValueError(f"no file's name: {name!r}")
         return self._layout.aside / name
 
+    def sole(self, task: str) -> Sole:
+        """Return a task that one process of this directory has at a time; nobody has it yet."""
+        return Sole(self._layout.directory, task)
+
     def accept(self, record: Accepted, *, durable: Durable, applied: Applied | None = None) -> None:
         """Journal a record without blocking; callbacks come through the database's `complete`.
 
@@ -159,6 +166,8 @@ class Store:
         if self._stopping.is_set():
             return
         self._stopping.set()
+        if self._heir is not None:
+            self._heir.close()
         self._wake.set()
         self._checkpointer.join()
         self._journal.close()
@@ -177,40 +186,45 @@ class Store:
     # ---- opening, in order ----
 
     _closers: list[Callable[[], None]]
+    _heir: Heir | None
 
     def _open(self, directory: Path, database_url: str, readers: int) -> None:
         self._layout = layout = Layout(directory)
         for path in (directory, layout.mail, layout.outbox, layout.aside, directory / "journal"):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = lock(directory)
-        self._closers.append(partial(os.close, self._lock))
         self.maildir = Maildir(layout.mail)
+        self.is_shared = engine.parse_url(database_url).get_backend_name() != "sqlite"
+        self._locks = [lock(directory, Sharing.SHARED if self.is_shared else Sharing.ALONE)]
+        self._closers.append(self._unlock)
         self.database = Database.open(database_url, readers=readers)
         self._closers.append(self.database.close)
         self.database.migrate()
-        self._instance, self._applied = agree(self.database, layout)
-        for path in (layout.journal(self._instance), layout.spool(self._instance)):
+        if self.is_shared:
+            self.instance, self._applied, journal = claim(self.database, layout)
+            self._locks.append(journal)
+            self.database.hear()
+        else:
+            self.instance, self._applied = agree(self.database, layout)
+        for path in (layout.journal(self.instance), layout.spool(self.instance)):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for path in (directory / "journal").iterdir():
-            if path.name != self._instance and segments.list_segments(path):
+        for path in () if self.is_shared else (directory / "journal").iterdir():
+            if path.name != self.instance and segments.list_segments(path):
                 _log.error("%s is the journal of another instance, it is not replayed here", path)
         self._syncer = Syncer([directory, layout.mail, layout.outbox])
         self._closers.append(self._syncer.close)
 
+    def _unlock(self) -> None:
+        while self._locks:
+            os.close(self._locks.pop())
+
     def _recover(self, render: Render, files: Files, reserve_octets: int, threshold_octets: int) -> None:
-        layout, instance = self._layout, self._instance
+        layout, instance = self._layout, self.instance
         self._files = files
         self.render = render
         self.spool_threshold_octets = threshold_octets
         self._spool = Spool(layout.spool(instance), reserve_octets=reserve_octets, files=files)
-        placing = Placing(
-            maildir=self.maildir,
-            spool=self._spool,
-            outbox=layout.outbox,
-            aside=layout.aside,
-            instance=instance,
-            files=files,
-        )
+        self._estate = Estate(layout, self.database, self.maildir, self._syncer, render, files)
+        placing = self._estate.placing(instance, self._spool)
         # A replaced namespace of file calls means that every step must be taken here.
         worker = None
         if files is os:
@@ -219,7 +233,7 @@ class Store:
                 render=render,
                 database=self.database.url.render_as_string(hide_password=False),
                 origin=self.database.origin,
-                keep_open=[self._lock],
+                keep_open=self._locks,
             )
         self._applier = Applier(
             database=self.database,
@@ -230,29 +244,14 @@ class Store:
             complete=self._complete,
             worker=worker,
         )
-        recoverer = Recoverer(
-            directory=layout.journal(instance),
-            aside=layout.aside,
-            applier=self._applier,
-            placing=placing,
-            database=self.database,
-            files=files,
-        )
         self._journal_directory = layout.journal(instance)
-        self.recovery = recoverer.run()
-        self._clear_journal()
-
-    def _clear_journal(self) -> None:
-        """Remove what was replayed, once the files it became are synced; then spool files nothing names."""
-        if self.recovery.segments:
-            self._syncer.sync()
-            for path in self.recovery.segments:
-                self._files.unlink(path)
-            sync_directory(self._files, self._journal_directory)
-        for path in self._spool.directory.iterdir():
-            self._spool.remove(path.name)
-        for path in self._layout.outbox.glob("tmp-*"):
-            self._files.unlink(path)
+        self.recovery = self._estate.replay(self._applier, placing)
+        if self.is_shared:
+            self._estate.take_back(instance)
+        else:
+            # Beside others one may be written at this moment; replaying writes it under the same name.
+            for path in layout.outbox.glob("tmp-*"):
+                files.unlink(path)
 
     def _start(
         self, segment_octets: int, reserve_octets: int, backlog_limit_octets: int, checkpoint_seconds: float
@@ -268,7 +267,7 @@ class Store:
         self._closers.append(self._applier.close)
         self._journal = Journal(
             directory=self._journal_directory,
-            instance=self._instance,
+            instance=self.instance,
             next_sequence=max(self.recovery.last_sequence, self._applied) + 1,
             segment_octets=segment_octets,
             reserve_octets=reserve_octets,
@@ -282,6 +281,10 @@ class Store:
             target=self._checkpoint_often, args=(checkpoint_seconds,), name="checkpoint", daemon=True
         )
         self._checkpointer.start()
+        if self.is_shared:
+            heir = Heir(self._estate, self.instance)
+            heir.start()
+            self._heir = heir
 
     def _undo(self) -> None:
         while self._closers:

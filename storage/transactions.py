@@ -5,7 +5,9 @@ of units, the outcome of each and the notices they publish. A unit that fails is
 undone alone and spares its batch; where the database abandons the whole
 transaction (disk full, deadlock), the units are run again one by one, so a unit
 may run more than once and must leave nothing behind but what it writes through
-its connection or may write twice. Retries nothing else. Not safe between threads.
+its connection or may write twice. Where other processes write too (PostgreSQL),
+no transaction that holds rows of one unit waits long for those of another: what
+it cannot have at once is run alone, after the commit. Not safe between threads.
 """
 
 import json
@@ -23,9 +25,17 @@ Unit = Callable[[Connection], T]
 Outcome = tuple[Any, BaseException | None]
 
 _ALONE_ATTEMPTS = 4
-_CHANNEL = "mailagents"
+CHANNEL = "mailagents"
+# A topic that stands for all, and a position that says only: look.
+EVERYTHING = "*"
+UNKNOWN = -1
 _PAYLOAD_OCTETS = 7000  # PostgreSQL takes payloads shorter than 8000 octets
 _RETRIED_STATES = frozenset({"40P01", "40001"})  # deadlock, serialization failure
+_BLOCKED_STATE = "55P03"  # lock_not_available: lock_timeout ran out
+# How long a unit behind others of its transaction waits for a row that another process holds. Units
+# take rows in one order each, but a batch of them takes them in any: two that waited for one another
+# would only be told apart by PostgreSQL's deadlock_timeout, a second of standstill.
+_PATIENCE_MILLISECONDS = 20
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +61,10 @@ class _Abandoned(Exception):
     """The database gave up the transaction with every unit in it."""
 
 
+class _Blocked(Exception):
+    """A unit behind others found a row held by another process; it was undone and is to run alone."""
+
+
 class Transactions:
     """Runs batches of units on one connection of its own."""
 
@@ -66,14 +80,14 @@ class Transactions:
         """Run units in one transaction; return the outcome of each, and what they published."""
         notices: list[Notice] = []
         try:
-            return self._together(units, notices), notices
-        except _Abandoned:
-            outcomes = []
-            for unit in units:
-                outcome, published = self._alone(unit)
-                outcomes.append(outcome)
+            outcomes = self._together(units, notices)
+        except _Abandoned as error:
+            outcomes = [(None, error)] * len(units)
+        for index, (_, failure) in enumerate(outcomes):
+            if isinstance(failure, (_Abandoned, _Blocked)):
+                outcomes[index], published = self._alone(units[index])
                 notices += published
-            return outcomes, notices
+        return outcomes, notices
 
     def _alone(self, unit: Unit[Any]) -> tuple[Outcome, list[Notice]]:
         notices: list[Notice] = []
@@ -92,7 +106,12 @@ class Transactions:
         del notices[:]
         try:
             connection = self._begin(notices)
-            outcomes = [self._one(connection, unit, notices, len(units)) for unit in units]
+            if len(units) == 1:
+                outcomes = [self._single(connection, units[0])]
+            elif connection.dialect.name == "postgresql":
+                outcomes = self._patiently(connection, units, notices)
+            else:
+                outcomes = [self._one(connection, unit, notices) for unit in units]
             if notices and connection.dialect.name == "postgresql":
                 self._notify(connection, notices)
             connection.commit()
@@ -126,14 +145,27 @@ class Transactions:
         connection.info["notices"] = notices
         return connection
 
-    def _one(self, connection: Connection, unit: Unit[Any], notices: list[Notice], size: int) -> Outcome:
-        if size == 1:
-            try:
-                result = unit(connection)
-            except Exception as error:
-                raise _Undone from error
-            _check_open(connection)
-            return result, None
+    def _patiently(
+        self, connection: Connection, units: Sequence[Unit[Any]], notices: list[Notice]
+    ) -> list[Outcome]:
+        """Run units of which the first alone may wait for what other processes hold."""
+        outcomes = [self._one(connection, units[0], notices)]
+        cursor = connection.connection.cursor()
+        cursor.execute(f"SET LOCAL lock_timeout = {_PATIENCE_MILLISECONDS}")
+        outcomes += [self._one(connection, unit, notices) for unit in units[1:]]
+        # The commit itself takes its turn with those of others.
+        cursor.execute("SET LOCAL lock_timeout = 0")
+        return outcomes
+
+    def _single(self, connection: Connection, unit: Unit[Any]) -> Outcome:
+        try:
+            result = unit(connection)
+        except Exception as error:
+            raise _Undone from error
+        _check_open(connection)
+        return result, None
+
+    def _one(self, connection: Connection, unit: Unit[Any], notices: list[Notice]) -> Outcome:
         cursor = connection.connection.cursor()
         cursor.execute("SAVEPOINT unit")
         mark = len(notices)
@@ -146,6 +178,8 @@ class Transactions:
                 raise _Abandoned from error
             cursor.execute("ROLLBACK TO SAVEPOINT unit")
             cursor.execute("RELEASE SAVEPOINT unit")
+            if _state(error) == _BLOCKED_STATE:
+                return None, _Blocked()
             return None, self._translate(error)
         cursor.execute("RELEASE SAVEPOINT unit")
         return result, None
@@ -153,7 +187,7 @@ class Transactions:
     def _notify(self, connection: Connection, notices: list[Notice]) -> None:
         cursor = connection.connection.cursor()
         for payload in payloads(self._origin, notices):
-            cursor.execute("SELECT pg_notify(%s, %s)", (_CHANNEL, payload))
+            cursor.execute("SELECT pg_notify(%s, %s)", (CHANNEL, payload))
 
     def _roll_back(self) -> None:
         connection = self._connection
@@ -196,9 +230,19 @@ def _in_transaction(connection: Connection) -> bool:
     return bool(getattr(raw, "in_transaction", not getattr(raw, "closed", False)))
 
 
+def _state(error: BaseException) -> str | None:
+    """Return the SQLSTATE of a driver's error, whoever wrapped it."""
+    found: BaseException | None = error
+    while found is not None:
+        state = getattr(getattr(found, "orig", found), "sqlstate", None)
+        if state is not None:
+            return str(state)
+        found = found.__cause__
+    return None
+
+
 def _is_retried(error: BaseException) -> bool:
-    original = getattr(error, "orig", error)
-    return getattr(original, "sqlstate", None) in _RETRIED_STATES
+    return _state(error) in _RETRIED_STATES
 
 
 def latest(notices: Sequence[Notice]) -> list[Notice]:

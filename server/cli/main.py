@@ -9,6 +9,7 @@ the store when no daemon runs. `--json` prints one JSON value and nothing else.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -72,7 +73,8 @@ def _options(
 def serve(
     config: ConfigOption = None,
     role: Annotated[
-        list[str] | None, typer.Option(help="smtp, imap, http or delivery; may be given again.")
+        list[str] | None,
+        typer.Option(help="smtp, imap, http or delivery, a number behind it at will; may be given again."),
     ] = None,
 ) -> None:
     """Run the daemon until SIGTERM; SIGHUP reloads certificates and policies."""
@@ -80,15 +82,20 @@ def serve(
 
     settings = load(config)
     if role:
-        known = {"smtp", "imap", "http", "delivery"}
-        if set(role) - known:
-            raise typer.BadParameter(f"a role is one of {', '.join(sorted(known))}", param_hint="--role")
-        settings = settings.model_copy(
-            update={"server": settings.server.model_copy(update={"roles": tuple(role)})}
-        )
+        roles = {"roles": _roles(role)}
+        settings = settings.model_copy(update={"server": settings.server.model_copy(update=roles)})
     status = appliance.run(settings)
     if status:
         raise typer.Exit(EXIT_UNREACHABLE)
+
+
+def _roles(named: list[str]) -> tuple[str, ...]:
+    """Return roles; a number tells systemd's instances of one apart: smtp-2 is smtp."""
+    known = {"smtp", "imap", "http", "delivery"}
+    roles = dict.fromkeys(re.sub(r"-[0-9]+$", "", one, flags=re.ASCII) for one in named)
+    if set(roles) - known:
+        raise typer.BadParameter(f"a role is one of {', '.join(sorted(known))}", param_hint="--role")
+    return tuple(roles)
 
 
 @app.command()
@@ -128,6 +135,20 @@ def domain_dns(name: str, config: ConfigOption = None, as_json: JsonOption = Fal
     """Print the DNS records of a domain."""
     result = perform(config, "domain-dns", {"name": name}, as_json=as_json)
     show(result, as_json=as_json, how=output.records)
+
+
+@domain_app.command("dmarc")
+def domain_dmarc(
+    name: str,
+    days: Annotated[int, typer.Option(min=1, max=3660, help="How far back sources are added up.")] = 30,
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show who sent in a domain's name, as other servers' DMARC reports tell."""
+    arguments = {"name": name, "days": days, "limit": limit}
+    result = perform(config, "domain-dmarc", arguments, as_json=as_json)
+    show(result, as_json=as_json, how=output.dmarc)
 
 
 @inbox_app.command("add")
@@ -237,9 +258,9 @@ def explain(identifier: str, config: ConfigOption = None, as_json: JsonOption = 
 
 @app.command()
 def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Show the queue's counts and the journal's backlog."""
+    """Show the queue's counts, the journal's backlog, and which processes serve."""
     result = perform(config, "status", {}, as_json=as_json)
-    show(result, as_json=as_json, how=output.facts)
+    show(result, as_json=as_json, how=output.status)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -49,6 +49,12 @@ def facts(result: Mapping[str, Any]) -> None:
     console().print(grid)
 
 
+def status(result: Mapping[str, Any]) -> None:
+    """Print the counts, and which processes serve which roles."""
+    serving = [f"{', '.join(one['roles'])} (pid {one['pid']})" for one in result["processes"]]
+    facts({**result, "processes": serving or "none"})
+
+
 def records(result: Mapping[str, Any]) -> None:
     """Print DNS records as a zone file takes them, each with its reason."""
     for record in result["records"]:
@@ -62,6 +68,38 @@ def _zone_value(kind: str, value: str) -> str:
     # RFC 1035 3.3.14: strings of 255 octets at most, joined by the reader.
     parts = [value[start : start + 255] for start in range(0, len(value), 255)]
     return " ".join(f'"{part}"' for part in parts)
+
+
+def dmarc(result: Mapping[str, Any]) -> None:
+    """Print the sources that DMARC reports tell of, and the reports."""
+    if not result["reports"]:
+        console().print(Text(f"no DMARC report about {plain(result['domain'])} has come"))
+        return
+    _table(
+        ("source", "messages", "DMARC", "DKIM", "SPF", "disposition"),
+        [
+            (row["source_ip"], row["messages"], row["dmarc"], row["dkim"], row["spf"], row["disposition"])
+            for row in result["sources"]
+        ],
+    )
+    _table(
+        ("from", "reporter", "messages", "passed", "report"),
+        [
+            (moment(row["begin_at"])[:16], row["reporter"], row["messages"], row["passed"], row["report_id"])
+            for row in result["reports"]
+        ],
+    )
+
+
+def _table(titles: Iterable[str], rows: Sequence[Iterable[object]]) -> None:
+    if not rows:
+        return
+    table = Table(box=None, header_style="bold")
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*map(plain, row))
+    console().print(table)
 
 
 def grants(result: Mapping[str, Any]) -> None:

@@ -219,10 +219,11 @@ def _rulebook(settings: Settings, directory: Path | None) -> Rulebook:
 
 def _context(settings: Settings, recipients: list[str]) -> dict[str, Any]:
     """Return what the server knows of the recipients, nothing where it cannot be asked."""
+    from server.control import sockets
     from server.operations import OperationFailed
 
     nothing: dict[str, Any] = {"inboxes": {}, "lists": {}}
-    if not settings.control.socket.exists():
+    if not any(place.exists() for place in sockets(settings.control.socket)):
         return nothing
     try:
         return ask(settings, "policy-context", {"recipients": recipients})

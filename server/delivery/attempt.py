@@ -24,6 +24,7 @@ from storage.records import Handover
 
 if TYPE_CHECKING:
     from server.clock import Clock
+    from server.delivery.forwarding import Forwarding
     from server.delivery.letter import Letter
     from server.delivery.pool import Pool, Taken
     from server.smtp.client import Client
@@ -72,6 +73,7 @@ class Transmitter:
         clock: Clock,
         hostname: str,
         dice: random.Random,
+        forwarding: Forwarding | None = None,
     ) -> None:
         self._pool = pool
         self._exchangers = exchangers
@@ -79,6 +81,7 @@ class Transmitter:
         self._clock = clock
         self._hostname = hostname.lower()
         self._dice = dice
+        self._forwarding = forwarding
         self._hosts: dict[str, tuple[float, tuple[Exchanger, ...]]] = {}
 
     async def send(self, group: Group, letter: Letter, *, begin: Begin) -> Outcomes:
@@ -122,12 +125,21 @@ class Transmitter:
             handover=_handover(client),
         )
 
+        reverse_path = deliveries[0].envelope.reverse_path
+        if self._forwarding is not None:
+            reverse_path = await self._forwarding.sender(deliveries[0])
+
         async def begun(accepted: tuple[int, ...]) -> None:
             await begin([deliveries[index] for index in accepted])
 
         try:
             answers = await client.deliver(
-                _transaction(deliveries, letter, ascii_only="SMTPUTF8" not in client.extensions),
+                _transaction(
+                    deliveries,
+                    letter,
+                    reverse_path=reverse_path,
+                    ascii_only="SMTPUTF8" not in client.extensions,
+                ),
                 content=letter.chunks(self._threads),
                 begin=begun,
             )
@@ -272,10 +284,12 @@ def _died_idle(answer: Answer) -> bool:
     return answer.phase == "mail" and (answer.reply is None or answer.reply.code == 421)
 
 
-def _transaction(deliveries: Sequence[Delivery], letter: Letter, *, ascii_only: bool) -> Transaction:
+def _transaction(
+    deliveries: Sequence[Delivery], letter: Letter, *, reverse_path: str | None, ascii_only: bool
+) -> Transaction:
     envelope = deliveries[0].envelope
     return Transaction(
-        reverse_path=envelope.reverse_path,
+        reverse_path=reverse_path,
         recipients=tuple(_recipient(one, ascii_only=ascii_only) for one in deliveries),
         octets=letter.octets,
         eight_bit=letter.eight_bit,

@@ -25,13 +25,14 @@ from server.delivery.backlog import Backlog, Turn
 from server.delivery.backoff import next_attempt
 from server.delivery.carrier import Carrier, suppressed
 from server.delivery.exchangers import Exchangers
+from server.delivery.forwarding import Forwarding
 from server.delivery.home import Homeward
 from server.delivery.ledger import LeaseLost, Ledger
 from server.delivery.outcome import in_doubt, slows_down
 from server.delivery.pool import Pool
 from server.delivery.route import Routes
 from server.smtp.client import BLOCK_SECONDS, DATA_SECONDS, Timeouts
-from storage import ids, queue
+from storage import queue
 from storage.errors import StorageError
 from storage.lanes import Lane, Place, lanes, next_due
 from storage.queue import Pick, Settlement
@@ -119,6 +120,7 @@ class Scheduler:
                 clock=clock,
                 hostname=hostname,
                 dice=jitter,
+                forwarding=Forwarding(routing) if settings.forwarded_sender == "ours" else None,
             ),
             homeward=Homeward(
                 intake=intake, routing=routing, threads=threads, clock=clock, hostname=hostname
@@ -227,7 +229,7 @@ class Scheduler:
 
     async def _lease(self, picks: Sequence[Pick]) -> None:
         until = self._lease_end(self._clock.now())
-        leased = await self._ledger.lease(picks, token=ids.new("lease"), until=until)
+        leased = await self._ledger.lease(picks, token=queue.token(self._threads.store.instance), until=until)
         self._held.update((one.id, one) for one in leased.deliveries)
         counts = Counter((one.organization_id, one.domain) for one in leased.deliveries)
         for pick in picks:

@@ -14,7 +14,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from storage import messages
+from storage import dmarc, messages
 from storage.records import (
     ApiKey,
     Credential,
@@ -77,6 +77,31 @@ def domain(one: Domain) -> dict[str, object]:
         "state": one.state,
         "created_at": time_text(one.created_at),
     }
+
+
+def dmarc_report(one: dmarc.Report) -> dict[str, object]:
+    """Return models.DmarcReport."""
+    plain = (
+        "id", "domain", "policy_domain", "reporter", "report_id", "email", "messages", "passed",
+        "authenticated", "message_id", "policy", "omitted_rows",
+    )  # fmt: skip
+    told: dict[str, object] = {name: getattr(one, name) for name in plain}
+    told |= {name: time_text(getattr(one, name)) for name in ("begin_at", "end_at", "received_at")}
+    told["rows"] = [
+        {
+            "source_ip": row.source_ip,
+            "count": row.count,
+            "dmarc": "pass" if row.passed else "fail",
+            "disposition": row.disposition,
+            "dkim": row.dkim,
+            "spf": row.spf,
+            "header_from": row.header_from,
+            "envelope_from": row.envelope_from,
+            "detail": row.detail,
+        }
+        for row in one.rows
+    ]
+    return told
 
 
 def inbox(one: Mailbox) -> dict[str, object]:

@@ -77,6 +77,7 @@ class Console:
             ("POST", "/sign-out", self.sign_out),
             ("GET", "/messages", self.messages),
             ("GET", "/messages/{message_id}", self.message),
+            ("GET", "/dmarc", self.dmarc),
             ("GET", "/static/{name}", self.static),
         ):
             app.add_api_route(
@@ -106,6 +107,10 @@ class Console:
             "message.html",
             lambda c, key: pages.message(c, message_id=message_id, reader=key),
         )
+
+    async def dmarc(self, request: Request) -> Response:
+        """Show what others report about mail in the name of domains here."""
+        return await self._show(request, "dmarc.html", lambda c, _key: pages.dmarc_list(c))
 
     async def static(self, name: str) -> Response:
         """Give the style sheet or the icon."""

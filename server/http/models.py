@@ -151,6 +151,48 @@ class DomainList(Answer):
     domains: list[Domain]
 
 
+class DmarcRow(Answer):
+    """Messages of one kind from one address, as a report of another server counts them."""
+
+    source_ip: str
+    count: int
+    dmarc: str = Field(description="`pass` where DKIM or SPF passed aligned.")
+    disposition: str
+    dkim: str = Field(description="The aligned result; `` where the report does not tell.")
+    spf: str = Field(description="The aligned result; `` where the report does not tell.")
+    header_from: str
+    envelope_from: str
+    detail: dict[str, object] = Field(description="Reasons, and each signature's and SPF's own result.")
+
+
+class DmarcReport(Answer):
+    """A DMARC aggregate report that another server sent about the domain."""
+
+    id: str
+    domain: str
+    policy_domain: str
+    reporter: str
+    report_id: str
+    email: str
+    begin_at: Time
+    end_at: Time
+    received_at: Time
+    messages: int
+    passed: int
+    authenticated: bool = Field(description="Whether the mail that brought it passed DMARC itself.")
+    message_id: str = Field(description="That mail; empty where it came to another organization.")
+    policy: dict[str, object]
+    omitted_rows: int
+    rows: list[DmarcRow] = Field(description="Those with most messages first, 200 at most.")
+
+
+class DmarcReportList(Answer):
+    """A page of reports, newest first."""
+
+    reports: list[DmarcReport]
+    next_cursor: str | None
+
+
 class InboxRequest(Asked):
     """A new inbox: an address, or a domain on which one is made up."""
 

@@ -23,11 +23,13 @@ from server.login import new_key
 from server.mail.address import AddressSyntax, normalise_domain, parse_domain
 from server.sender_auth import zone
 from server.sender_auth.keys import ALGORITHMS, make_key
-from storage import accounts
+from storage import accounts, dmarc
 from storage.records import ApiKey, Organization
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
+
+DMARC_ROWS = 200
 
 
 class OrganizationRoutes:
@@ -81,6 +83,14 @@ class OrganizationRoutes:
             self.get_domain,
             scope="domain:admin",
             answer=models.DomainRecords,
+            tag="Domains",
+        )
+        door.add(
+            "GET /domains/{name}/dmarc-reports",
+            self.list_dmarc_reports,
+            scope="domain:admin",
+            query=models.PageQuery,
+            answer=models.DmarcReportList,
             tag="Domains",
         )
         door.add(
@@ -195,6 +205,36 @@ class OrganizationRoutes:
             raise not_found() from None
         return answer(await self._domain(wanted, caller.organization_id))
 
+    async def list_dmarc_reports(self, caller: Caller, name: str, query: models.PageQuery) -> Response:
+        """List the DMARC aggregate reports that other servers sent about a domain, newest first.
+
+        A report is its sender's word: `authenticated` says whether its mail proved who that is.
+        """
+        caller.require_unbound()
+        try:
+            wanted = _domain_name(name)
+        except Problem:
+            raise not_found() from None
+
+        def unit(connection: Connection) -> list[dmarc.Report] | None:
+            found = accounts.find_domain(connection, name=wanted)
+            if found is None or found.organization_id != caller.organization_id:
+                return None
+            return dmarc.reports(
+                connection,
+                organization_id=caller.organization_id,
+                domain=wanted,
+                before=query.cursor,
+                limit=query.limit,
+                with_rows=DMARC_ROWS,
+            )
+
+        page = await self._services.threads.read(unit)
+        if page is None:
+            raise not_found()
+        after = next_cursor(page, query.limit, page[-1].id) if page else None
+        return answer({"reports": [answers.dmarc_report(one) for one in page], "next_cursor": after})
+
     async def add_key_for(self, caller: Caller, organization_id: str, request: Request) -> Response:
         """Create a key for an organization: how an operator hands one over. The secret is shown this once."""
         asked = await self._services.bodies.read(request, models.KeyRequest)
@@ -282,8 +322,13 @@ class OrganizationRoutes:
         )
         if found is None or found.organization_id != owner:
             raise not_found()
-        hostname = self._services.settings.server.hostname
-        told = zone.records(name, hostname=hostname, keys=keys)
+        settings = self._services.settings
+        told = zone.records(
+            name,
+            hostname=settings.server.hostname,
+            keys=keys,
+            report_address=settings.dmarc.report_address,
+        )
         return {**answers.domain(found), "records": [asdict(one) for one in told]}
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from server.http.answers import time_text
-from storage import accounts, events, messages, queue
+from storage import accounts, dmarc, events, messages, queue
 from storage.records import DeliveryState, Event
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 ROWS = 50
 EVENT_ROWS = 15
 INBOX_ROWS = 10
+DMARC_REPORTS = 30
+DMARC_ROWS = 20
 
 _WORDS = {
     "message.accepted": "Accepted: on stable storage, decided",
@@ -42,6 +44,12 @@ _WORDS = {
     "message.rejected": "Rejected by policy",
     "message.aside": "Set aside for the operator",
     "message.unrendered": "Stored; its structure can't be read",
+    "dmarc.report_sent": "DMARC report sent to a domain that asks for it",
+    "dmarc.report_withheld": "DMARC report not sent: its destination does not ask for it",
+    "dmarc.report_failed": "DMARC report given up",
+    "dmarc.report_received": "DMARC report about a domain has come",
+    "dmarc.report_unreadable": "DMARC report that can't be read",
+    "dmarc.report_ignored": "DMARC report about a domain of somebody else",
 }
 _TONES = {
     "message.delivered": "good",
@@ -127,6 +135,40 @@ def message(connection: Connection, *, message_id: str, reader: ApiKey) -> dict[
         "verdicts": [_verdict(one) for one in json.loads(row.verdicts)],
         "steps": [step(one) for one in steps],
         "deliveries": [_delivery(one) for one in found],
+    }
+
+
+def dmarc_list(connection: Connection) -> dict[str, object]:
+    """Return the newest DMARC reports of others about domains of all organizations."""
+    found = dmarc.newest(connection, limit=DMARC_REPORTS, with_rows=DMARC_ROWS)
+    return {"reports": [_dmarc(one) for one in found]}
+
+
+def _dmarc(one: dmarc.Report) -> dict[str, object]:
+    return {
+        "domain": one.domain,
+        "reporter": one.reporter,
+        "report_id": one.report_id,
+        "begin": moment(one.begin_at)[:16],
+        "end": moment(one.end_at)[:16],
+        "messages": one.messages,
+        "passed": one.passed,
+        "authenticated": one.authenticated,
+        "policy": one.policy.get("p", ""),
+        "left_out": one.omitted_rows > 0 or len(one.rows) == DMARC_ROWS,
+        "rows": [
+            {
+                "source": row.source_ip,
+                "count": row.count,
+                "result": "pass" if row.passed else "fail",
+                "tone": "good" if row.passed else "bad",
+                "dkim": row.dkim,
+                "spf": row.spf,
+                "disposition": row.disposition,
+                "header_from": row.header_from,
+            }
+            for row in one.rows
+        ],
     }
 
 

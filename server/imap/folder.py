@@ -17,6 +17,7 @@ import structlog
 from server.imap.view import Contents, Rows, View
 from storage import mailboxes
 from storage.errors import Missing
+from storage.transactions import UNKNOWN
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -53,9 +54,24 @@ class OpenFolder:
         return len(self.contents.rows.uids) if self.contents else 0
 
     def _heard(self, notice: Notice) -> None:
+        if notice.position == UNKNOWN:
+            self._start(self._look())
+            return
         self._wanted = max(self._wanted, notice.position)
         if self.views and self.is_behind and not self._lock.locked():
             self._start(self.refresh())
+
+    async def _look(self) -> None:
+        """Find out whether anything changed that nobody told of."""
+        try:
+            now = await self._threads.read(lambda c: mailboxes.folder_by_id(c, folder_id=self.record.id))
+        except Missing:
+            self.gone = True
+            self.wake()
+            return
+        self._wanted = max(self._wanted, now.highestmodseq)
+        if self.views and self.is_behind:
+            await self.refresh()
 
     def _start(self, work: object) -> None:
         task = asyncio.ensure_future(work)  # type: ignore[call-overload]  # a coroutine of this class

@@ -21,7 +21,8 @@ MAX_SECTION_OCTETS = 55  # of an RFC 2231 section, so that it fits on a line of 
 _OPAQUE = b"application/octet-stream"
 _TOKEN = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`{|}~-]+")
 _CONTENT_ID = re.compile(r"[!-;=?-~]{1,250}")
-_PLAIN_VALUE = re.compile(r"[ !#-\[\]-~]{1,60}")
+# A long name without spaces stays whole on a line of its own: few programs put RFC 2231's pieces together.
+_PLAIN_VALUE = re.compile(r"[ !#-\[\]-~]{1,60}|[!#-\[\]-~]{61,600}")
 _EXTENDED_SAFE = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.-_~")
 
 

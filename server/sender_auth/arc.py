@@ -31,6 +31,11 @@ NAMES = frozenset({b"arc-authentication-results", b"arc-message-signature", b"ar
 MAX_FIELDS = 150  # RFC 8617 4.2.1: 50 sets of three
 MAX_KEYS = 16
 MAX_RECORD_OCTETS = 8192  # of a believed sealer's results
+LOOKUP_FAILED = "key lookup failed"
+NOT_IN_TIME = "not checked in time"
+TOO_MANY_KEYS = "too many keys"
+# Reasons of a 'fail' that say nothing about the chain itself.
+UNDECIDED = frozenset({LOOKUP_FAILED, NOT_IN_TIME, TOO_MANY_KEYS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,7 @@ def read_chain(fields: Sequence[HeaderField]) -> Chain | None:
     if len(own) > MAX_FIELDS:
         return Chain(own, frozenset(), "too many sets")
     names = frozenset(_key_names(own))
-    return Chain(own, names, "too many keys" if len(names) > MAX_KEYS else "")
+    return Chain(own, names, TOO_MANY_KEYS if len(names) > MAX_KEYS else "")
 
 
 def _key_names(fields: Sequence[HeaderField]) -> Iterator[str]:
@@ -92,7 +97,7 @@ def verify(
     """
     fault = chain.fault
     if any(keys.get(name, Key(failure="temperror")).failure == "temperror" for name in chain.key_names):
-        fault = fault or "key lookup failed"
+        fault = fault or LOOKUP_FAILED
     if fault:
         return Verdict("arc", "fail", "", fault)
     result, sets, reason = _run(content, fields, header_octets, keys)

@@ -28,6 +28,7 @@ class Record:
 
     p: '' where the record has no usable policy and names no place for reports, so that
     nothing is to be processed. sp and np already hold what they fall back to. psd: 'y', 'n' or 'u'.
+    rua: the places for aggregate reports as they are written, '' for none.
     """
 
     p: str
@@ -37,6 +38,8 @@ class Record:
     is_spf_strict: bool = False
     psd: str = "u"
     is_testing: bool = False
+    rua: str = ""
+    fo: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,8 @@ def parse(text: str) -> Record | None:
         is_spf_strict=tags.get("aspf", "r").lower() == "s",
         psd=psd if psd in ("y", "n") else "u",
         is_testing=tags.get("t", "n").lower() == "y",
+        rua=tags.get("rua", ""),
+        fo=tags.get("fo", "").lower(),
     )
 
 
@@ -102,14 +107,18 @@ def _policies(tags: Mapping[str, str]) -> tuple[str, str, str]:
 
 def _has_uri(value: str) -> bool:
     """Return whether a list of report addresses holds one that can be one."""
-    for written in value.split(","):
-        uri = _SIZE.sub("", written.strip(" \t"))
-        if _URI.fullmatch(uri):
-            scheme, _, rest = uri.partition(":")
-            local, at, domain = rest.rpartition("@")
-            if scheme.lower() != "mailto" or (local and at and domain):
-                return True
+    for uri in report_uris(value):
+        scheme, _, rest = uri.partition(":")
+        local, at, domain = rest.rpartition("@")
+        if scheme.lower() != "mailto" or (local and at and domain):
+            return True
     return False
+
+
+def report_uris(value: str) -> list[str]:
+    """Return the URIs of a rua tag in order, without the sizes that RFC 7489 put behind them."""
+    written = (_SIZE.sub("", one.strip(" \t")) for one in value.split(","))
+    return [uri for uri in written if _URI.fullmatch(uri)]
 
 
 def choose(texts: Sequence[str]) -> Record | None:
@@ -223,6 +232,14 @@ def _align(
         except Unknown as unknown:
             open_at = str(unknown)
     return "", open_at
+
+
+def is_aligned(author: str, domain: str, records: Records, *, is_strict: bool) -> bool:
+    """Return whether an identifier's domain is aligned with an author's; False where that stays open."""
+    try:
+        return domain == author or (not is_strict and _is_related(author, domain, records))
+    except Unknown:
+        return False
 
 
 def _is_related(author: str, domain: str, records: Records) -> bool:

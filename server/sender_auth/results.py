@@ -20,6 +20,7 @@ from authres.core import (
 
 from server.mail import header
 from server.mail.address import AddressSyntax, normalise_domain
+from server.mail.header import HeaderField
 from storage.records import Verdict
 
 FOLD_COLUMN = 78
@@ -34,6 +35,9 @@ _PROPERTY = re.compile(r"(smtp|header|body|policy)\.([a-z][a-z0-9-]*)")
 _FIELD = re.compile(
     rb"^authentication-results[ \t]*:([^\n]*(?:\n[ \t][^\n]*)*)(?:\n|\Z)", re.IGNORECASE | re.MULTILINE
 )
+_OWN_VALUE = re.compile(rb"([^\s;()\"]+)(?:\s+1)?\s*;(.*)", re.DOTALL)
+# A result: up to a semicolon outside quoted strings and comments.
+_PART = re.compile(rb'(?:"(?:[^"\\]|\\.)*"|\((?:[^()\\]|\\.)*\)|[^;])+', re.DOTALL)
 _WORD = re.compile(rb"[^\s;()\"<>@,:\\/\[\]?=\x00]+")
 _QUOTED = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _PAIR = re.compile(rb"\\(.)", re.DOTALL)
@@ -105,6 +109,20 @@ def forged(head: bytes, authserv_id: str) -> list[bytes]:
     """
     own = _normal(authserv_id)
     return [match[0] for match in _FIELD.finditer(head) if _claims(match[1], own)]
+
+
+def own_results(fields: Sequence[HeaderField], authserv_id: str) -> list[bytes]:
+    """Return the results that Authentication-Results fields of our name say, in their order.
+
+    To be asked where forged fields are gone already. 'none' is said only where nothing else is.
+    """
+    found: list[bytes] = []
+    for field in fields:
+        if field.name.lower() == b"authentication-results":
+            match = _OWN_VALUE.match(field.value)
+            if match is not None and match[1].lower() == authserv_id.lower().encode():
+                found += [part.strip() for part in _PART.findall(match[2])]
+    return [part for part in found if part and part != b"none"] or [part for part in found if part][:1]
 
 
 def _claims(value: bytes, own: str) -> bool:

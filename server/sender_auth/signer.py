@@ -8,6 +8,7 @@ RFC 6376 3.5, 5.4 (signed fields), 8463 (Ed25519), 8301 (RSA).
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 
 from server.mail import header
 from server.refusal import Broken
+from server.sender_auth import arc_seal
 from server.sender_auth.canonical import BodyHash, compress, relaxed_value
 from storage import accounts
 from storage.records import DkimKey, Spooled
@@ -39,6 +41,8 @@ SIGNED_FIELDS = (
     b"Content-Type", b"Content-Transfer-Encoding", b"In-Reply-To", b"References",
     b"List-Unsubscribe", b"List-Unsubscribe-Post",
 )  # fmt: skip
+
+SIGNATURE = b"DKIM-Signature"
 
 PrivateKey = rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 
@@ -80,6 +84,39 @@ class Signer:
         except OSError as error:
             raise Broken(f"spooled content can't be read: {error}") from error
 
+    async def seal(
+        self,
+        *,
+        domain: str,
+        organization_id: str,
+        authserv_id: str,
+        status: str,
+        added: bytes,
+        content: bytes | Spooled,
+        at: int,
+    ) -> bytes:
+        """Return one more set of ARC fields with CRLF for a message that goes on to another server.
+
+        b'' where the domain has no RSA key of the organization, or nothing may be added. status:
+        of the present chain, as arc_seal.status_of gives it. Otherwise as sign.
+        """
+        keys = await self._keys_of(domain) if status else ()
+        for key in keys:
+            if key.organization_id == organization_id and isinstance(key.private, rsa.RSAPrivateKey):
+                place = self._threads.store.read_spooled(content) if isinstance(content, Spooled) else content
+                seal = arc_seal.Seal(
+                    key.domain.encode(),
+                    key.selector.encode(),
+                    authserv_id,
+                    at // 1_000_000,
+                    functools.partial(_make, key.private),
+                )
+                try:
+                    return await self._threads.compute(seal_message, seal, status, added, place)
+                except OSError as error:
+                    raise Broken(f"spooled content can't be read: {error}") from error
+        return b""
+
     def _forget(self, _notice: Notice) -> None:
         self._generation += 1
         self._keys.clear()
@@ -118,9 +155,35 @@ def _private(row: DkimKey) -> PrivateKey:
 def _sign(keys: Sequence[_Key], added: bytes, content: bytes | Path, at: int) -> bytes:
     body = BodyHash(relaxed=True)
     head = added + _hash(content, body)
-    names, signed = _choose(head)
+    names, signed = _choose(head, SIGNED_FIELDS)
     body_hash = b64encode(body.digest())
-    return b"".join(_field(key, names, signed, body_hash=body_hash, at=at) for key in keys)
+    return b"".join(_field(key, b": ".join(names), signed, body_hash=body_hash, at=at) for key in keys)
+
+
+def seal_message(
+    seal: arc_seal.Seal,
+    status: str,
+    added: bytes,
+    content: bytes | Path,
+    *,
+    signed_fields: Sequence[bytes] = (*SIGNED_FIELDS, SIGNATURE),
+    is_closed: bool = True,
+) -> bytes:
+    """Return a set of ARC fields for content under added fields; see arc_seal.make_set.
+
+    is_closed: whether fields are signed once more than they occur.
+    """
+    body = BodyHash(relaxed=True)
+    head = added + _hash(content, body)
+    names, signed = _choose(head, signed_fields, is_closed=is_closed)
+    return arc_seal.make_set(
+        header.fields(head),
+        names=names,
+        signed=signed,
+        body_hash=b64encode(body.digest()),
+        status=status,
+        seal=seal,
+    )
 
 
 def _hash(content: bytes | Path, body: BodyHash) -> bytes:
@@ -147,20 +210,24 @@ def _pieces(content: bytes | Path) -> Iterator[bytes]:
             size = PIECE_OCTETS
 
 
-def _choose(head: bytes) -> tuple[bytes, bytes]:
+def _choose(
+    head: bytes, signed_fields: Sequence[bytes], *, is_closed: bool = True
+) -> tuple[list[bytes], bytes]:
     """Return the names as h= lists them, and the signed fields in relaxed form."""
     by_name: dict[bytes, list[bytes]] = {}
     for field in header.fields(head):
         by_name.setdefault(field.name.lower(), []).append(field.raw.partition(b":")[2])
     names: list[bytes] = []
     signed: list[bytes] = []
-    for name in SIGNED_FIELDS:
+    for name in signed_fields:
         # RFC 6376 5.4.2: the fields of one name are signed from the lowest up.
         present = by_name.get(name.lower(), [])
         values = present[: -MAX_INSTANCES - 1 : -1]
-        names += [name] * min(len(present) + 1, MAX_INSTANCES)
+        # Whoever passes a message on may sign it: only further signatures may be added to it.
+        extra = is_closed and name != SIGNATURE
+        names += [name] * min(len(present) + extra, MAX_INSTANCES)
         signed += [name.lower() + b":" + relaxed_value(value) for value in values]
-    return b": ".join(names), b"".join(signed)
+    return names, b"".join(signed)
 
 
 def _field(key: _Key, names: bytes, signed: bytes, *, body_hash: bytes, at: int) -> bytes:

@@ -20,6 +20,7 @@ from server.sender_auth import arc, dkim_verify, dmarc, results
 from server.sender_auth.authors import Authors, read_authors
 from server.sender_auth.dkim_tags import Key, Signature, key_of, signatures
 from server.sender_auth.lookups import Lookups, until
+from server.sender_auth.observed import Observed, observe
 from server.sender_auth.spf_check import check_spf, unchecked
 from storage.records import Envelope, Peer, Verdict
 
@@ -83,7 +84,10 @@ class Verifier:
         hostname: str,
         deadline_seconds: float,
         believed_sealers: Collection[str] = (),
+        observes: bool = False,
     ) -> None:
+        """observes: whether verdicts carry what aggregate reports tell (observed.Observed)."""
+        self._observes = observes
         self._resolver = resolver
         self._threads = threads
         self._clock = clock
@@ -109,7 +113,7 @@ class Verifier:
             walk, self._spf(peer, envelope, by=first), self._dkim(content, letter, by=first, last=last)
         )
         sealed = await self._arc(content, letter, by=first, last=last)
-        found = await self._dmarc(letter.authors, lookups, [spf, *dkim], by=last)
+        found = await self._dmarc(letter, lookups, [spf, *dkim, *sealed], by=last)
         return spf, *dkim, *sealed, found
 
     async def _letter(self, content: bytes | Path) -> _Letter:
@@ -169,7 +173,7 @@ class Verifier:
             believed=self._believed_sealers,
         )
         [verdict] = await until(last, [computing])
-        return (verdict or Verdict("arc", "fail", "", "not checked in time"),)
+        return (verdict or Verdict("arc", "fail", "", arc.NOT_IN_TIME),)
 
     async def _keys(self, wanted: Iterable[str], *, by: float) -> dict[str, Key]:
         """Return the keys that were found, or told absent, in time."""
@@ -186,9 +190,10 @@ class Verifier:
             return Key(failure="none")
 
     async def _dmarc(
-        self, authors: Authors, lookups: Lookups, verdicts: Sequence[Verdict], *, by: float
+        self, letter: _Letter, lookups: Lookups, verdicts: Sequence[Verdict], *, by: float
     ) -> Verdict:
         """Return the DMARC verdict on all author domains; see dmarc.combine."""
+        authors = letter.authors
         if not authors.domains:
             return Verdict("dmarc", "permerror", "", authors.fault)
         identifiers = _Identifiers.of(verdicts)
@@ -199,7 +204,13 @@ class Verifier:
         properties = {"header.from": chosen.author}
         if chosen.policy:
             properties["policy.dmarc"] = chosen.policy
-        return Verdict("dmarc", chosen.result, chosen.record_domain, chosen.reason, properties)
+        verdict = "dmarc", chosen.result, chosen.record_domain, chosen.reason, properties
+        if self._observes:
+            exists = lookups.exists.get(chosen.author) is not False
+            seen = observe(chosen, lookups.records, verdicts, letter.fields, exists=exists)
+            if seen is not None:
+                return Observed(*verdict, seen)
+        return Verdict(*verdict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,14 @@
 """The DNS records that the owner of a mail domain publishes.
 
 Owns their names, values and the reason for each; looks nothing up.
-RFC 5321 5 (MX), 7208 (SPF), 6376 (DKIM), 9989 (DMARC).
+RFC 5321 5 (MX), 7208 (SPF), 6376 (DKIM), 9989 (DMARC), 9990 (reports).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from storage.records import DkimKey
 
@@ -22,8 +23,14 @@ class ZoneRecord:
     why: str
 
 
-def records(domain: str, *, hostname: str, keys: Sequence[DkimKey]) -> list[ZoneRecord]:
-    """Return what to publish for a domain served by `hostname` and signed with `keys`."""
+def records(
+    domain: str, *, hostname: str, keys: Sequence[DkimKey], report_address: str = ""
+) -> list[ZoneRecord]:
+    """Return what to publish for a domain served by `hostname` and signed with `keys`.
+
+    report_address: where DMARC reports go; '' is the domain's postmaster.
+    """
+    address = report_address or f"postmaster@{domain}"
     return [
         ZoneRecord("MX", domain, f"10 {hostname}.", "mail for the domain comes here"),
         ZoneRecord(
@@ -41,7 +48,16 @@ def records(domain: str, *, hostname: str, keys: Sequence[DkimKey]) -> list[Zone
         ZoneRecord(
             "TXT",
             f"_dmarc.{domain}",
-            f"v=DMARC1; p=quarantine; rua=mailto:postmaster@{domain}",
-            "what receivers do with mail that proves neither (RFC 9989)",
+            f"v=DMARC1; p=quarantine; rua=mailto:{quote(address, safe='@')}",
+            "what receivers do with mail that proves neither, and where they report (RFC 9989)",
         ),
+        *_consent(domain, address.rpartition("@")[2]),
     ]
+
+
+def _consent(domain: str, host: str) -> list[ZoneRecord]:
+    """Return the record by which a destination outside the domain agrees to its reports (RFC 9990 4)."""
+    if host == domain or domain.endswith("." + host) or host.endswith("." + domain):
+        return []
+    name = f"{domain}._report._dmarc.{host}"
+    return [ZoneRecord("TXT", name, "v=DMARC1;", f"{host} takes the reports about {domain} (RFC 9990)")]

@@ -4,8 +4,10 @@ from functools import partial
 from typing import Any, cast
 
 from server import completion
-from server.mail import dsn_reader, header
+from server.mail import dmarc_report, dsn_reader, header
+from server.mail.dmarc_writer import pack, write_aggregate
 from server.mail.html import html_to_text
+from server.mail.report_file import find_report
 from server.sender_auth import canonical, dkim_tags, dmarc, results
 
 NO_STORE = cast("Any", None)  # content in memory asks none
@@ -40,6 +42,20 @@ def check_canonical(data: bytes) -> None:
         assert form(made) == made or not data.endswith(b"\r\n")
         assert made == b"" or made.endswith(b"\r\n")
         assert len(made) <= len(data) + 2
+
+
+def check_aggregate(data: bytes) -> None:
+    """Octets are a report, which can be written again, or are refused in a short sentence."""
+    for octets in (data, pack(data), find_report(data, limit_octets=1 << 20) or b""):
+        try:
+            report = dmarc_report.parse_aggregate(octets)
+        except dmarc_report.ReportSyntax as error:
+            assert len(str(error)) < 400
+            continue
+        assert report.records and report.policy.domain and report.metadata.report_id
+        again = dmarc_report.parse_aggregate(write_aggregate(report))
+        assert len(again.records) == len(report.records)
+        assert sum(one.count for one in again.records) == sum(one.count for one in report.records)
 
 
 def check_reports(data: bytes) -> None:

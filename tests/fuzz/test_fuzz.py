@@ -1,6 +1,10 @@
 """The parsers' invariants under mutation: a short fixed run always, a minute a target in the long part."""
 
+import base64
+import gzip
+import io
 import os
+import zipfile
 
 import pytest
 
@@ -34,6 +38,31 @@ REPORT = (
     b"Final-Recipient: rfc822; a@b.example\r\nAction: failed\r\nStatus: 5.1.1\r\n"
     b"Diagnostic-Code: smtp; 550 5.1.1 no\r\n\r\n--r--\r\n<html><body>&lt;b&gt;</body></html>"
 )
+AGGREGATE = (
+    b'<?xml version="1.0" encoding="UTF-8"?><feedback xmlns="urn:ietf:params:xml:ns:dmarc-2.0"><version>1.0'
+    b"</version><report_metadata><org_name>R</org_name><email>r@r.example</email><report_id>1</report_id>"
+    b"<date_range><begin>1</begin><end>2</end></date_range></report_metadata><policy_published><domain>a.example"
+    b"</domain><p>none</p><np>reject</np><testing>n</testing></policy_published><record><row><source_ip>192.0.2.1"
+    b"</source_ip><count>2</count><policy_evaluated><disposition>none</disposition><dkim>fail</dkim><spf>pass"
+    b"</spf><reason><type>other</type><comment>c</comment></reason></policy_evaluated></row><identifiers>"
+    b"<header_from>a.example</header_from></identifiers><auth_results><dkim><domain>a.example</domain><selector>s"
+    b"</selector><result>pass</result></dkim><spf><domain>a.example</domain><result>pass</result></spf>"
+    b"</auth_results></record></feedback>"
+)
+IN_MAIL = (
+    b"Content-Type: application/gzip; name=r.xml.gz\r\nContent-Transfer-Encoding: base64\r\n\r\n"
+    + base64.encodebytes(gzip.compress(AGGREGATE, mtime=0))
+)
+with io.BytesIO() as _file:
+    with zipfile.ZipFile(_file, "w", zipfile.ZIP_DEFLATED) as _archive:
+        _archive.writestr(zipfile.ZipInfo("r.xml"), AGGREGATE)
+    ZIPPED = _file.getvalue()
+XML_WORDS = [
+    b"<record>", b"</record>", b"<row>", b"</feedback>", b"<!DOCTYPE f [", b'<!ENTITY a "b">', b"&a;",
+    b"&#0;", b"&#55296;", b"]]>", b"<![CDATA[", b"<!--", b"-->", b"<?xml", b' encoding="utf-16"',
+    b' xmlns:a="b"',
+    b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b\x08", b"\xff\xff\xff\xff", b"\0\0\0\0", b"9" * 30,
+]  # fmt: skip
 MAIL_WORDS = [
     b"--b",
     b"--b--",
@@ -295,6 +324,11 @@ TARGETS: dict[str, tuple[Target, list[bytes], list[bytes]]] = {
         targets_auth.check_canonical,
         [b"a  b \t\r\n\r\n\r\n", b"", b"\r\n", b" \r\n\t"],
         AUTH_WORDS,
+    ),
+    "aggregate": (
+        targets_auth.check_aggregate,
+        [AGGREGATE, gzip.compress(AGGREGATE), ZIPPED, IN_MAIL],
+        XML_WORDS,
     ),
     "reports": (targets_auth.check_reports, [REPORT, MESSAGE], MAIL_WORDS),
     "lists": (

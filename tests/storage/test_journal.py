@@ -11,9 +11,11 @@ from sqlalchemy import delete, text, update
 
 from storage import codec, schema, segments
 from storage.errors import Corrupt, Full, StorageError
-from storage.maildir import file_name
+from storage.maildir import copy_name, file_name
+from storage.reconcile import reconcile
 from tests.storage.faults import Failing
 from tests.storage.samples import (
+    AT,
     accept,
     add_organization,
     content,
@@ -288,6 +290,34 @@ def test_applied_record_with_right_files_changes_nothing(
         assert (store.recovery.applied, store.recovery.verified, store.recovery.rewritten) == (0, 2, 0)
         assert mail_files(directory) == before
         assert len(rows(store.database, schema.entries)) == 2
+
+
+@pytest.mark.parametrize("octets", [0, 40])
+def test_a_torn_file_is_mended_under_all_its_names(
+    directory: Path, database_url: str, journal: Journal, octets: int
+) -> None:
+    # A copy was linked, its commit never came, and the content of both names was lost.
+    applied_and_kept(directory, database_url, record())
+    ((name, whole),) = mail_files(directory).items()
+    path = directory / "mail/inb_0" / name
+    copied = directory / "mail/inb_0/new" / copy_name(at=AT, uid=9, folder_id=1)
+    os.link(path, copied)
+    os.truncate(path, octets)
+    with opened(directory, database_url) as store:
+        assert store.recovery.rewritten == 1
+        assert (path.read_bytes(), copied.read_bytes()) == (whole, whole)
+        report = reconcile(store, at=AT)
+        assert (report.leftover_files_removed, report.messages_received) == (1, 0)
+        assert mail_files(directory) == {name: whole}
+
+
+def test_an_empty_file_that_an_undone_copy_left_is_no_message(directory: Path, database_url: str) -> None:
+    with opened(directory, database_url) as store:
+        fill(store.database)
+        deliver(store, record())
+        (directory / "mail/inb_0/new" / copy_name(at=AT, uid=9, folder_id=1)).touch()
+        report = reconcile(store, at=AT)
+        assert (report.leftover_files_removed, report.messages_received) == (1, 0)
 
 
 def test_applied_record_rewrites_a_missing_or_wrong_file(

@@ -513,7 +513,10 @@ def test_callbacks_go_through_the_databases_hook(store: Store) -> None:
     assert len(batches) < 150
 
 
-def test_second_owner_is_refused_with_a_sentence(store: Store, directory: Path, database_url: str) -> None:
+@pytest.mark.parametrize("dialect", ["sqlite"])
+def test_second_owner_is_refused_with_a_sentence(
+    store: Store, directory: Path, dialect: str, database_url: str
+) -> None:
     with pytest.raises(StorageError, match=r"in use by another Mailagents process \(pid \d+\)"):
         open_store(directory, database_url)
     deliver(store, record())

@@ -1,0 +1,48 @@
+"""The envelope sender of forwarded mail: an address of ours that leads back to the sender.
+
+Owns which deliveries are forwards and the address they go out with: SPF at the next
+server judges who sends, which is this one. Routing reads such addresses. Decision 014.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from server.mail.address import AddressSyntax, domain_of
+from server.routing import return_address
+from storage.records import Source
+
+if TYPE_CHECKING:
+    from server.routing import Routing
+    from storage.records import Delivery
+
+FROM_ELSEWHERE = frozenset({Source.MX, Source.LMTP, Source.LOCAL, Source.FORWARD})
+MAX_RECIPIENTS = 10  # that are looked at for one in a domain of ours
+
+
+class Forwarding:
+    """Chooses the reverse-path of each transaction."""
+
+    def __init__(self, routing: Routing) -> None:
+        self._routing = routing
+
+    async def sender(self, delivery: Delivery) -> str | None:
+        """Return the reverse-path to send a delivery with, None for the null one.
+
+        Mail of this server's own domains, and what no domain of ours was named for, keeps its own.
+        """
+        own = delivery.envelope.reverse_path
+        if own is None or delivery.source not in FROM_ELSEWHERE:
+            return own
+        if await self._is_ours(own):
+            return own
+        for recipient in delivery.envelope.recipients[:MAX_RECIPIENTS]:
+            if await self._is_ours(recipient.address):
+                return return_address(delivery.id, domain_of(recipient.address))
+        return own
+
+    async def _is_ours(self, address: str) -> bool:
+        try:
+            return await self._routing.is_local(domain_of(address))
+        except AddressSyntax:
+            return False
