@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING
 
 from server import completion, evidence
 from server.apiece import Apiece
@@ -37,6 +37,7 @@ from server.rulebook import UNRULED, merge, refuse
 from server.sender_auth.arc_seal import status_of
 from server.sender_auth.results import forged
 from server.senders import Senders
+from server.threads import at_once
 from storage import accounts, ids
 from storage.codec import content_octets
 from storage.errors import Conflict, Full
@@ -68,8 +69,6 @@ if TYPE_CHECKING:
     from server.threads import Threads
     from storage.spool import SpoolWriter
 
-P = ParamSpec("P")
-T = TypeVar("T")
 
 NOBODY = Peer("")
 FROM_SENDERS = frozenset({Source.SUBMISSION, Source.API})
@@ -203,9 +202,8 @@ class Intake:
             await self._give_up(files)
             return Receipt((arrival.message_id,))
         if arrival.append is not None:
-            return await self._commit(
-                [appended(arrival, arrival.append, now=self._clock.now())], wait_applied=wait_applied
-            )
+            made = appended(arrival, arrival.append, now=self._clock.now())
+            return await self._commit([made], wait_applied=wait_applied)
         try:
             records, refused = await self._judge(arrival, files)
         except Exception:
@@ -253,9 +251,8 @@ class Intake:
                 arrival, letter = await self._rewrite(arrival, letter, files, select=completion.return_paths)
         groups: Sequence[Group] = await self._group(arrival)
         try:
-            judgements: Sequence[Judgement] = [
-                await self._decide(arrival, group, letter, verdicts) for group in groups
-            ]
+            judgements: Sequence[Judgement]
+            judgements = [await self._decide(arrival, group, letter, verdicts) for group in groups]
         except Refusal as refusal:
             self._count_refused(arrival, verdicts, refusal)
             raise
@@ -359,7 +356,7 @@ class Intake:
         added: bytes = b"",
     ) -> tuple[Arrival, evidence.Letter]:
         """Put fields on top of a message and take those out that select finds in its header."""
-        run = self._threads.run if isinstance(arrival.content, Spooled) else _at_once
+        run = self._threads.run if isinstance(arrival.content, Spooled) else at_once
         store = self._threads.store
         head = await run(completion.head_of, arrival.content, letter.header_octets, store)
         unwanted = select(head)
@@ -639,8 +636,3 @@ def _no_room() -> Refusal:
 def _sender_organization(arrival: Arrival) -> str:
     assert arrival.identity is not None, "queued mail names its organization"
     return arrival.identity.organization_id
-
-
-async def _at_once(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call what is too quick for a thread, in the form of Threads.run."""
-    return function(*args, **kwargs)

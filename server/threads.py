@@ -171,3 +171,8 @@ def _settle(future: asyncio.Future[T], value: T | None, error: BaseException | N
         future.set_exception(error)
     else:
         future.set_result(value)  # type: ignore[arg-type]  # None only where T allows it
+
+
+async def at_once(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call what is too quick for a thread, in the form of Threads.run."""
+    return function(*args, **kwargs)
