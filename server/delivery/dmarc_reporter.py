@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 60.0
 PAGE = 50
+AT_ONCE = 10
 RETRY_SECONDS = 1800
 GIVE_UP = 2 * dmarc.DAY  # after a period's end
 SECOND = 1_000_000
@@ -112,20 +113,27 @@ class DmarcReporter:
             page = await self._threads.read(partial(dmarc.due, at=now, limit=PAGE))
             full = len(page) >= PAGE
             owner = await self._sender() if page else ""
-            for period in page:
-                if not owner or now < period.end_at or not await self._try(period, owner):
-                    await self._postpone(period)
+            for start in range(0, len(page), AT_ONCE):
+                await self._handle(page[start : start + AT_ONCE], owner)
 
-    async def _try(self, period: dmarc.Period, owner: str) -> bool:
-        """Report a period; False where that failed by an error of ours, which must not hold up others."""
+    async def _handle(self, periods: Sequence[dmarc.Period], owner: str) -> None:
+        """Report some periods beside each other: the DNS of one must not hold up the rest."""
+        ends = await asyncio.gather(*(self._try(one, owner) for one in periods), return_exceptions=True)
+        for end in ends:
+            if isinstance(end, BaseException):
+                raise end
+
+    async def _try(self, period: dmarc.Period, owner: str) -> None:
+        """Report a period, or look at it later where that fails by an error of ours."""
         try:
-            await self._report(period, owner)
+            if owner and self._clock.now() >= period.end_at:
+                await self._report(period, owner)
+                return
         except (StorageError, OSError):
             raise
         except Exception:
             log.exception("a DMARC report is not made", domain=period.domain)
-            return False
-        return True
+        await self._postpone(period)
 
     async def _sender(self) -> str:
         """Return the organization that sends, '' where its domain is not ours or signs nothing."""

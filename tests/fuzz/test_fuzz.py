@@ -327,7 +327,7 @@ TARGETS: dict[str, tuple[Target, list[bytes], list[bytes]]] = {
     ),
     "aggregate": (
         targets_auth.check_aggregate,
-        [AGGREGATE, gzip.compress(AGGREGATE), ZIPPED, IN_MAIL],
+        [AGGREGATE, gzip.compress(AGGREGATE, mtime=0), ZIPPED, IN_MAIL],
         XML_WORDS,
     ),
     "reports": (targets_auth.check_reports, [REPORT, MESSAGE], MAIL_WORDS),

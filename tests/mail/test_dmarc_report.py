@@ -56,7 +56,7 @@ def zipped(*members: tuple[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> b
         PLAIN,
         b"\r\n " + PLAIN,
         gzip.compress(PLAIN, mtime=0),
-        gzip.compress(PLAIN[:50], mtime=0) + gzip.compress(PLAIN[50:]),
+        gzip.compress(PLAIN[:50], mtime=0) + gzip.compress(PLAIN[50:], mtime=0),
         zipped(("a.xml", PLAIN)),
         zipped(("a.xml", PLAIN), method=zipfile.ZIP_STORED),
         zipped(("report", PLAIN)),
@@ -122,6 +122,7 @@ BOMB = (
         (zipped(("a.xml", PLAIN), method=zipfile.ZIP_LZMA), "not read here"),
         (zipped(), "not well-formed"),
     ],
+    ids=lambda given: given if isinstance(given, str) else "octets",
 )
 def test_what_is_wrong_is_said(octets: bytes, said: str) -> None:
     with pytest.raises(ReportSyntax) as caught:

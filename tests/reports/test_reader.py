@@ -121,6 +121,7 @@ def test_what_came_before_is_not_read_again(tmp_path: Path, database_url: str) -
         (letter(report("..", row(""))), "dmarc.report_unreadable", "no 'domain'"),
         (letter(report("x" * 9999, row("a." * 5000))), "dmarc.report_ignored", "no domain of this"),
     ],
+    ids=lambda given: given if isinstance(given, str) else "mail",
 )
 def test_what_is_no_use_is_said(
     tmp_path: Path, database_url: str, content: bytes, kind: str, text: str
