@@ -83,6 +83,7 @@ class Recoverer:
         self._unapplied: list[Journaled] = []
         self._applied: list[Journaled] = []
         self._octets = 0
+        self._ensured: set[str] = set()
 
     def run(self) -> Recovery:
         """Replay everything and return what was done; the segments stay until a checkpoint.
@@ -162,6 +163,10 @@ class Recoverer:
         maildir = self._placing.maildir
         directory = str(maildir.folder_path(row.mailbox_id, row.folder))
         recorded = Name(row.name, row.subdirectory, row.mirrored)
+        if directory not in self._ensured:
+            # A directory that was made just before a power cut may have come back in part.
+            maildir.ensure(row.mailbox_id, row.folder)
+            self._ensured.add(directory)
         exists = os.path.exists(recorded.within(directory))
         found = recorded if exists else present.find(directory, row.name)
         targets = _candidates(encoded, row)
@@ -171,7 +176,6 @@ class Recoverer:
             path = found.within(directory)
             if any(self._placing.is_right(path, encoded, target.prefix) for target in targets):
                 return
-        maildir.ensure(row.mailbox_id, row.folder)
         if found is not None and os.stat(found.within(directory)).st_nlink > 1:
             # Written into the file itself, so that its other names, those that a copy made whose
             # commit never came among them, hold no torn message.
