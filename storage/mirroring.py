@@ -1,10 +1,12 @@
 """The thread behind the database: what it does later, off every path that somebody waits on.
 
 Owns when: soon after a change, in steps that let other units have their turn,
-and at rest now and then. What is done is the mirror's and the tombstones' own.
+and at rest now and then. What is done is the mirror's, the lists' and the
+tombstones' own.
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -13,11 +15,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from storage.db import Database, Notice
 from storage.errors import StorageError
+from storage.listing import Listing
 from storage.maildir import Maildir
 from storage.mirror import mirror
 from storage.tombstones import prune
 
 PAUSE_SECONDS = 0.5
+LIST_SECONDS = 1.0  # between two times, so that with the pause a list lags two seconds at most
 PRUNE_SECONDS = 600.0
 
 _log = logging.getLogger(__name__)
@@ -33,6 +37,8 @@ class Mirroring:
         self._wanted = threading.Event()
         self._next_prune = time.monotonic() + PRUNE_SECONDS
         self._closing = threading.Event()
+        self._listing = Listing(database, maildir)
+        self._next_listing = 0.0
         self._thread = threading.Thread(target=self._loop, name="mirror", daemon=True)
         database.listen(self._heard)
 
@@ -49,27 +55,40 @@ class Mirroring:
             self._thread.join()
 
     def _heard(self, notices: Sequence[Notice]) -> None:
-        if any(notice.topic in ("folder", "mailbox") for notice in notices):
+        if self._listing.heard(notices):
             self._wanted.set()
 
     def _loop(self) -> None:
         while not self._closing.is_set():
-            self._wanted.wait(max(0.0, self._next_prune - time.monotonic()))
+            later = min(self._next_prune, self._next_listing if self._listing.is_due else math.inf)
+            if self._wanted.wait(max(0.0, later - time.monotonic())):
+                # What comes within the pause is one step's work.
+                self._closing.wait(self._pause_seconds)
+                self._wanted.clear()
+                self._mirror()
+            if time.monotonic() >= self._next_listing:
+                self._list()
             if time.monotonic() >= self._next_prune:
                 self._prune()
-            if not self._wanted.is_set():
-                continue
-            # What comes within the pause is one step's work.
-            self._closing.wait(self._pause_seconds)
-            self._wanted.clear()
-            self._run()
+        # What came while the last step was taken.
+        self._mirror()
+        self._list()
 
-    def _run(self) -> None:
+    def _mirror(self) -> None:
         try:
             while mirror(self._database, maildir=self._maildir).again:
                 pass
         except (StorageError, SQLAlchemyError, OSError) as error:
             _log.error("flags were not mirrored into file names: %s", error)
+
+    def _list(self) -> None:
+        if not self._listing.is_due:
+            return
+        try:
+            self._listing.run()
+        except (StorageError, SQLAlchemyError) as error:
+            _log.error("UIDs and keywords were not mirrored: %s", error)
+        self._next_listing = time.monotonic() + LIST_SECONDS
 
     def _prune(self) -> None:
         self._next_prune = time.monotonic() + PRUNE_SECONDS

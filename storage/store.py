@@ -26,6 +26,7 @@ from storage.journal import Applied, Durable, Journal
 from storage.maildir import Maildir
 from storage.ownership import Layout, Syncer, agree, lock
 from storage.placing import Placing
+from storage.rebuild import Rebuilder, is_lost
 from storage.records import Accepted, Spooled
 from storage.recover import Recoverer, Recovery
 from storage.spool import Spool, SpoolWriter
@@ -182,6 +183,7 @@ class Store:
         self.database = Database.open(database_url, readers=readers)
         self._closers.append(self.database.close)
         self.database.migrate()
+        self._is_lost = is_lost(self.database, directory)
         self._instance, self._applied = agree(self.database, layout)
         for path in (layout.journal(self._instance), layout.spool(self._instance)):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -225,7 +227,12 @@ class Store:
             files=files,
         )
         self._journal_directory = layout.journal(instance)
+        rebuilder = Rebuilder(self.database, self.maildir, render) if self._is_lost else None
+        if rebuilder is not None:
+            rebuilder.begin(at=time.time_ns() // 1000)
         self.recovery = recoverer.run()
+        if rebuilder is not None:
+            rebuilder.finish(at=time.time_ns() // 1000)
         self._clear_journal()
 
     def _clear_journal(self) -> None:
