@@ -28,7 +28,7 @@ from server.sockets import BindFailed, open_listeners
 from server.tls import CertificateError, ServerTls, make_self_signed, opportunistic_context
 from server.tree import Part, Tree
 from storage.errors import StorageError
-from storage.mirror import Mirroring
+from storage.mirroring import Mirroring
 from storage.ownership import turn
 from storage.store import Store
 

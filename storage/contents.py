@@ -58,12 +58,17 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What became of a folder since a MODSEQ: messages new or changed, and UIDs that are gone."""
+    """What became of a folder since a MODSEQ: messages new or changed, and UIDs that are gone.
+
+    present: None, or all UIDs that there are, in order: then the folder has forgotten some of
+    what went since, and vanished is empty: whatever is not present may have gone.
+    """
 
     highestmodseq: int
     uidnext: int
     changed: list[Changed]
     vanished: list[int]
+    present: "array[int] | None" = None
 
 
 def counts(connection: Connection, *, folder_id: int) -> Counts:
@@ -101,6 +106,11 @@ def changes(connection: Connection, *, folder_id: int, since: int) -> Changes:
     text = "SELECT uid, modseq, flags, keywords FROM entries WHERE folder_id = ? AND modseq > ? ORDER BY uid"
     rows = run(connection, text, (folder_id, since)).fetchall()
     changed = [(uid, modseq, flags, tuple(words.split())) for uid, modseq, flags, words in rows]
+    text = "SELECT forgotten_modseq FROM folders WHERE id = ?"
+    if since < run(connection, text, (folder_id,)).fetchone()[0]:
+        uids = run(connection, "SELECT uid FROM entries WHERE folder_id = ? ORDER BY uid", (folder_id,))
+        present = array("Q", (row[0] for row in uids.fetchall()))
+        return Changes(folder.highestmodseq, folder.uidnext, changed, [], present)
     text = "SELECT uid FROM tombstones WHERE folder_id = ? AND modseq > ? ORDER BY uid"
     vanished = [row[0] for row in run(connection, text, (folder_id, since)).fetchall()]
     return Changes(folder.highestmodseq, folder.uidnext, changed, vanished)

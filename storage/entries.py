@@ -90,7 +90,7 @@ def move(
     if not pairs:
         return []
     chosen = select_uids(connection, [uid for uid, _ in pairs])
-    gone = remove(connection, source, chosen, files=Files.REMOVE)
+    gone = remove(connection, source, chosen, files=Files.REMOVE, at=at)
     octets = sum(row[2] for row in gone)
     if source.mailbox_id != target.mailbox_id:
         charge(connection, {source.mailbox_id: -octets, target.mailbox_id: octets})
@@ -138,7 +138,7 @@ def expunge(
 
 def discard(connection: Connection, folder: Locked, chosen: Selection, *, at: int, files: Files) -> list[int]:
     """Expunge the chosen messages of a locked folder and return their UIDs in order."""
-    gone = remove(connection, folder, chosen, files=files)
+    gone = remove(connection, folder, chosen, files=files, at=at)
     if not gone:
         return []
     charge(connection, {folder.mailbox_id: -sum(row[2] for row in gone)})
@@ -149,7 +149,7 @@ def discard(connection: Connection, folder: Locked, chosen: Selection, *, at: in
 
 
 def remove(
-    connection: Connection, folder: Locked, chosen: Selection, *, files: Files
+    connection: Connection, folder: Locked, chosen: Selection, *, files: Files, at: int
 ) -> list[tuple[int, str, int]]:
     """Take entries out of a locked folder; return (UID, message, octets) in order of UIDs.
 
@@ -165,10 +165,11 @@ def remove(
         return []
     _, modseq = advance(connection, folder.id)
     text = (
-        "INSERT INTO tombstones (folder_id, modseq, uid) SELECT CAST(? AS BIGINT), CAST(? AS BIGINT), g.uid "  # noqa: S608 - ours
+        "INSERT INTO tombstones (folder_id, modseq, at, uid) "  # noqa: S608 - ours
+        "SELECT CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS BIGINT), g.uid "
         f"FROM {_column(connection, 'uid', 'bigint')}"
     )
-    run(connection, text, (folder.id, modseq, pack(connection, [row[0] for row in rows])))
+    run(connection, text, (folder.id, modseq, at, pack(connection, [row[0] for row in rows])))
     if files is Files.REMOVE:
         paths = [relative_path(row[3], row[4], row[5]) for row in rows]
         _note_removals(connection, folder, paths)

@@ -212,14 +212,14 @@ def _write(connection: Connection, folder: Locked, rows: Sequence[Stated]) -> No
         run(connection, update.format(given=given), (numbers[0], *columns, numbers[1]))
 
 
-# UID, flags before and after, keywords; subdirectory and letters of the file; whether the mirror is due.
-State = tuple[int, int, int, str, str, str, int]
+# UID, flags before and after, keywords; subdirectory and letters of the file, and its other name.
+State = tuple[int, int, int, str, str, str, str | None]
 
 
 def set_state(connection: Connection, folder: Locked, states: Sequence[State]) -> int:
     """Take over names that a foreign program gave to files of a locked folder, and the flags they mean.
 
-    Returns how many messages' flags changed; publishes where any did.
+    The mirror makes the names durable. Returns how many messages' flags changed; publishes where any did.
     """
     changed = [state for state in states if state[1] != state[2]]
     renamed = [(state[0], state[4], state[5], state[6]) for state in states]
@@ -231,21 +231,24 @@ def set_state(connection: Connection, folder: Locked, states: Sequence[State]) -
     return len(changed)
 
 
-def _write_names(connection: Connection, folder: Locked, rows: Sequence[tuple[int, str, str, int]]) -> None:
+def _write_names(
+    connection: Connection, folder: Locked, rows: Sequence[tuple[int, str, str, str | None]]
+) -> None:
     update = (
-        "UPDATE entries SET subdirectory = g.subdirectory, mirrored = g.mirrored, mirror_due = g.due "
+        "UPDATE entries SET subdirectory = g.subdirectory, mirrored = g.mirrored, mirrored_other = g.other, "
+        "mirror_due = 1 "
         "FROM {given} WHERE entries.folder_id = ? AND entries.uid = g.uid"
     )
     if connection.dialect.name == "sqlite":
         given = (
             "WITH g AS MATERIALIZED (SELECT json_extract(value, '$[0]') uid, "
             "json_extract(value, '$[1]') subdirectory, json_extract(value, '$[2]') mirrored, "
-            "json_extract(value, '$[3]') due FROM json_each(?)) "
+            "json_extract(value, '$[3]') other FROM json_each(?)) "
         )
         run(connection, given + update.format(given="g"), (json.dumps(rows), folder.id))
     else:
         given = (
-            "unnest(?::bigint[], ?::text[], ?::text[], ?::integer[]) AS g(uid, subdirectory, mirrored, due)"
+            "unnest(?::bigint[], ?::text[], ?::text[], ?::text[]) AS g(uid, subdirectory, mirrored, other)"
         )
         columns = (list(column) for column in zip(*rows, strict=True))
         run(connection, update.format(given=given), (*columns, folder.id))

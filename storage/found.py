@@ -23,6 +23,7 @@ from storage import ids
 from storage.codec import decision_text, envelope_text, peer_text, verdicts_text
 from storage.entries import tell
 from storage.folders import Locked, advance, charge
+from storage.lists import Listed
 from storage.maildir import flags_of, parse_name, relative_path
 from storage.records import Decision, Envelope, Peer, Rendered, Source
 from storage.rendition import plain, prepare
@@ -77,6 +78,27 @@ def read(directory: Path, path: str, render: Callable[[bytes], Rendered]) -> Fou
         _log.exception("a message found in %s could not be rendered", directory)
         rendered = plain(fit)
     return Found(path, modified_ns // 1000, len(fit), hashlib.sha256(fit).digest(), rendered)
+
+
+def restore(
+    connection: Connection, folder: Locked, found: Sequence[tuple[Found, Listed]], *, modseq: int, at: int
+) -> None:
+    """Give messages back the UIDs, dates and keywords that their folder's list has, in a locked folder."""
+    made = [
+        (ids.new("msg"), one, _thread(connection, folder.organization_id, one.rendered), listed)
+        for one, listed in found
+    ]
+    insert_rows(connection, "messages", _MESSAGE, (_message(folder, *each[:3], at) for each in made))
+    insert_rows(connection, "renditions", _RENDITION, (_rendition(one[0], one[1].rendered) for one in made))
+    rows = []
+    for message_id, one, _, listed in made:
+        row = list(_entry(folder.id, listed.uid, modseq, message_id, one))
+        row[5], row[6] = listed.keywords, listed.internal_date
+        rows.append(tuple(row))
+    insert_rows(connection, "entries", _ENTRY, rows)
+    charge(connection, {folder.mailbox_id: sum(one.octets for one, _ in found)})
+    told = [(message_id, listed.uid) for message_id, _, _, listed in made]
+    tell(connection, "message.received", folder=folder, told=told, at=at, found="list")
 
 
 def insert(connection: Connection, folder: Locked, found: Sequence[Found], at: int) -> list[int]:

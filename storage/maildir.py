@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from storage.files import sync_directory
 from storage.records import Entry, Flag
 
 INBOX = "INBOX"
@@ -66,6 +67,7 @@ class Maildir:
         """Give a folder's directory another name; one that was never made is fine. OSError."""
         with suppress(FileNotFoundError):
             os.rename(self.folder_path(mailbox_id, old), self.folder_path(mailbox_id, new))
+            sync_directory(os, self.mailbox_path(mailbox_id))
 
     def put_out_of_sight(self, mailbox_id: str, folder: str, folder_id: int) -> None:
         """Take a folder's directory out of the tree, to be removed later or put back. OSError."""
@@ -73,6 +75,7 @@ class Maildir:
             os.rename(
                 self.folder_path(mailbox_id, folder), self.mailbox_path(mailbox_id) / gone_name(folder_id)
             )
+            sync_directory(os, self.mailbox_path(mailbox_id))
 
     def put_back(self, mailbox_id: str, folder: str, folder_id: int) -> None:
         """Undo put_out_of_sight. OSError."""

@@ -214,6 +214,9 @@ class Placing:
         found = None if present is None else present.find(directory, entry.name.base)
         name = found or entry.name
         path = name.within(directory)
+        if found is not None:
+            # What a crash left there may lie in directories that came back in part.
+            self.maildir.ensure(entry.location.mailbox_id, entry.location.folder)
         if found is None or not self.is_right(path, entry.encoded, prefix):
             source = None if found else sources.get(prefix)
             if source is None or not self._link(entry.location, source, path):

@@ -23,7 +23,7 @@ from storage.entries import erase_unused
 from storage.errors import Missing, StorageError
 from storage.folders import folders
 from storage.maildir import Maildir
-from storage.mirror import STEP, mirror
+from storage.mirror import mirror
 from storage.queue import finish
 from storage.records import Folder, Rendered
 from storage.scan import scan
@@ -255,9 +255,9 @@ class _Work:
 
     def _mirror(self) -> None:
         while True:
-            done = self.store.database.write(lambda c: mirror(c, maildir=self.store.maildir))
-            self._count("files_mirrored", done)
-            if done < STEP:
+            done = mirror(self.store.database, maildir=self.store.maildir)
+            self._count("files_mirrored", done.files)
+            if not done.again:
                 return
 
 

@@ -88,6 +88,7 @@ class Recoverer:
         self._unapplied: list[Journaled] = []
         self._applied: list[Journaled] = []
         self._octets = 0
+        self._ensured: set[str] = set()
 
     def run(self) -> Recovery:
         """Replay everything and return what was done; the segments stay until a checkpoint.
@@ -164,6 +165,11 @@ class Recoverer:
             self._report.rewritten += 1
 
     def _verify_entry(self, row: Row[Any], encoded: Encoded, present: Present) -> None:
+        directory = self._directory_of(row)
+        if directory not in self._ensured:
+            # A directory that was made just before a power cut may have come back in part.
+            self._placing.maildir.ensure(row.mailbox_id, row.folder)
+            self._ensured.add(directory)
         if self._is_wrong(row, encoded, present) and self._database.write(
             partial(self._mend, row=row, encoded=encoded)
         ):

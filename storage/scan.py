@@ -25,7 +25,6 @@ from storage.flags import set_state
 from storage.folders import Locked, folder_by_id, lock
 from storage.found import Found, standard
 from storage.maildir import Maildir, flags_of, parse_base, parse_copy, parse_name, relative_path
-from storage.mirror import wanted_letters
 from storage.records import Folder, Rendered
 from storage.selection import members, pack, run, select_uids
 
@@ -273,7 +272,7 @@ class _Unit:
         paths = dict(self.difference.renamed[:BATCH_ENTRIES])
         changes = []
         for row in _rows(connection, folder, list(paths)):
-            uid, flags, keywords, name, subdirectory, mirrored = row
+            uid, flags, keywords, name, subdirectory, mirrored, other = row
             path = paths[uid]
             if _base(path) != name or path == relative_path(name, subdirectory, mirrored):
                 continue
@@ -281,13 +280,11 @@ class _Unit:
                 os.rename(directory / path, directory / standard(path))
             except OSError:
                 continue  # it moved on: the next scan sees where to
+            before = f"{subdirectory}/{mirrored}"
             subdirectory, _, filename = standard(path).partition("/")
             letters = parse_name(filename)[1]
-            added = flags_of(letters) & ~flags_of(mirrored)
-            taken = flags_of(mirrored) & ~flags_of(letters)
-            after = (flags | added) & ~taken
-            due = int(wanted_letters(after, letters) != letters)
-            changes.append((uid, flags, after, keywords, subdirectory, letters, due))
+            after = _after(flags, mirrored, other, f"{subdirectory}/{letters}")
+            changes.append((uid, flags, after, keywords, subdirectory, letters, before))
         return set_state(connection, folder, changes)
 
     def _expunge(self, connection: Connection, folder: Locked, directory: Path) -> int:
@@ -322,10 +319,23 @@ class _Unit:
         return len(found_messages.insert(connection, folder, fresh, self.at))
 
 
+def _after(flags: int, mirrored: str, other: str | None, found: str) -> int:
+    """Return what flags become by a name that was found, against the one or two that ours may be.
+
+    other, found: subdirectory and letters. A name that is one of ours is no news: a renaming
+    of our own was cut short, or undone by a power cut, and the database's word stands.
+    """
+    if found == other:
+        return flags
+    now, last = flags_of(found.partition("/")[2]), flags_of(mirrored)
+    second = last if other is None else flags_of(other.partition("/")[2])
+    return (flags | now & ~(last | second)) & ~(last & second & ~now)
+
+
 def _rows(connection: Connection, folder: Locked, uids: Sequence[int]) -> list[Any]:
     chosen = select_uids(connection, uids)
     text = (
-        "SELECT uid, flags, keywords, name, subdirectory, mirrored FROM entries "  # noqa: S608 - a condition
+        "SELECT uid, flags, keywords, name, subdirectory, mirrored, mirrored_other FROM entries "  # noqa: S608 - a condition
         f"WHERE folder_id = ? AND {chosen.text}"
     )
     return list(run(connection, text, (folder.id, *chosen.values)).fetchall())

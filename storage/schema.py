@@ -157,6 +157,8 @@ folders = Table(
     # UIDs at or above this were not yet shown as \Recent to any session (RFC 3501 2.3.2).
     Column("recent_uid", BigInteger, nullable=False),
     Column("subscribed", SmallInteger, nullable=False),
+    # Tombstones up to this MODSEQ may have been pruned (RFC 7162 3.2.5.1).
+    Column("forgotten_modseq", BigInteger, nullable=False, server_default="0"),
     UniqueConstraint("mailbox_id", "name"),
     sqlite_autoincrement=True,
 )
@@ -219,6 +221,8 @@ entries = Table(
     Column("mirrored", Text, nullable=False),
     # 1 while the Maildir name does not yet say what flags says.
     Column("mirror_due", SmallInteger, nullable=False),
+    # The other name that the file may have until a renaming of ours is durable: 'cur/FS', 'new/'.
+    Column("mirrored_other", Text),
     Index("ix_entries_folder_modseq", "folder_id", "modseq"),
     Index("ix_entries_mirror_due", "mirror_due", sqlite_where=text("mirror_due = 1"),
           postgresql_where=text("mirror_due = 1")),
@@ -238,6 +242,7 @@ tombstones = Table(
     ),
     Column("modseq", BigInteger, primary_key=True, autoincrement=False),
     Column("uid", BigInteger, primary_key=True, autoincrement=False),
+    Column("at", BigInteger, nullable=False, server_default="0"),
     sqlite_with_rowid=False,
 )
 

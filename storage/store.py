@@ -26,6 +26,7 @@ from storage.inheritance import Estate, Heir
 from storage.journal import Applied, Durable, Journal
 from storage.maildir import Maildir
 from storage.ownership import Layout, Sharing, Sole, Syncer, agree, claim, lock
+from storage.rebuild import Rebuilder, is_lost
 from storage.records import Accepted, Spooled
 from storage.recover import Recovery
 from storage.spool import Spool, SpoolWriter
@@ -199,6 +200,7 @@ class Store:
         self.database = Database.open(database_url, readers=readers)
         self._closers.append(self.database.close)
         self.database.migrate()
+        self._is_lost = not self.is_shared and is_lost(self.database, directory)
         if self.is_shared:
             self.instance, self._applied, journal = claim(self.database, layout)
             self._locks.append(journal)
@@ -245,7 +247,12 @@ class Store:
             worker=worker,
         )
         self._journal_directory = layout.journal(instance)
+        rebuilder = Rebuilder(self.database, self.maildir, render) if self._is_lost else None
+        if rebuilder is not None:
+            rebuilder.begin(at=time.time_ns() // 1000)
         self.recovery = self._estate.replay(self._applier, placing)
+        if rebuilder is not None:
+            rebuilder.finish(at=time.time_ns() // 1000)
         if self.is_shared:
             self._estate.take_back(instance)
         else:

@@ -11,10 +11,10 @@ CODE = ["server", "storage", "policies", "tests", "bench", "launch.py", "mailage
 
 
 def main(arguments: list[str]) -> int:
-    """Run the steps of a part: '' all, 'quick' or 'long'."""
+    """Run the steps of a part: '' all, 'quick', 'long' or 'power'."""
     part = arguments[0] if arguments else ""
-    if part not in ("", "quick", "long"):
-        print("usage: ./check [quick|long]", file=sys.stderr)
+    if part not in ("", "quick", "long", "power"):
+        print("usage: ./check [quick|long|power]", file=sys.stderr)
         return 2
     os.chdir(ROOT)
     for name, command in steps(part):
@@ -41,6 +41,8 @@ def steps(part: str) -> list[tuple[str, list[str]]]:
     workers = ["-n", str(min(4, (os.cpu_count() or 1) + 1))]
     if part == "long":
         return [("long tests", [*python, "pytest", "-q", "-m", "slow"])]
+    if part == "power":
+        return [("power cuts", [*python, "pytest", "-q", "-m", "slow", "tests/power"])]
     lint = [
         ("lint", [*python, "ruff", "check", *CODE]),
         ("format", [*python, "ruff", "format", "--check", *CODE]),

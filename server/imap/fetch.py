@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from server.imap import commands as c
 from server.imap import format as wire
-from server.imap import messages, rows, section, sequence, stored
+from server.imap import messages, rows, section, stored, vanished
 from server.imap.answer import Completion, Disconnected
 from server.imap.limits import CHUNK_OCTETS, ROW_OCTETS, ROWS
-from server.imap.selection import within
 from server.imap.store import absorb
 from storage import mailboxes
 from storage.mailboxes import FlagMode
@@ -99,9 +98,8 @@ async def _tell_vanished(session: Session, command: c.Fetch) -> None:
             connection, folder_id=folder.record.id, since=command.changed_since or 0
         )
     )
-    vanished = within(command.messages, sorted(changes.vanished))
-    if vanished:
-        session.wire.write(b"* VANISHED (EARLIER) %b\r\n" % sequence.compact(vanished))
+    for line in vanished.earlier(changes, command.messages):
+        session.wire.write(line)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from server.imap import vanished
 from server.imap.view import Contents, Rows, View
 from storage import mailboxes
 from storage.errors import Missing
@@ -126,7 +127,7 @@ class OpenFolder:
                     highestmodseq=changes.highestmodseq,
                     uidnext=changes.uidnext,
                     changed=changes.changed,
-                    vanished=changes.vanished,
+                    vanished=vanished.of_known(changes, contents.rows.uids),
                 )
                 if changes.highestmodseq < wanted:
                     break  # heard of more than this reader sees yet: the next notice or command asks again

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from server.imap import format as wire
-from server.imap import sequence, telling
+from server.imap import sequence, telling, vanished
 from server.imap import store as storing
 from server.imap.answer import Completion, Failed, nonexistent
 from server.imap.commands import Access
@@ -92,11 +92,8 @@ async def _resynchronise(session: Session, known: c.Resynchronise) -> None:
     changes = await session.services.threads.read(
         lambda connection: mailboxes.changes(connection, folder_id=folder.record.id, since=known.modseq)
     )
-    vanished = sorted(changes.vanished)
-    if known.uids is not None:
-        vanished = within(known.uids, vanished)
-    if vanished:
-        session.wire.write(b"* VANISHED (EARLIER) %b\r\n" % sequence.compact(vanished))
+    for line in vanished.earlier(changes, known.uids):
+        session.wire.write(line)
     rows = sorted(changes.changed)
     if known.uids is not None:
         kept = set(within(known.uids, [row[0] for row in rows]))

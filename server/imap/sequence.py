@@ -102,6 +102,11 @@ def number_indexes(sequence: SequenceSet, count: int) -> list[tuple[int, int]]:
     return [(low - 1, min(high, count)) for low, high in sequence.resolve(count) if low <= count]
 
 
+def of_ranges(ranges: Iterable[tuple[int, int]]) -> bytes:
+    """Return ranges as a sequence set in their own order."""
+    return ",".join(_range(low, high) for low, high in ranges).encode()
+
+
 def compact(numbers: Iterable[int]) -> bytes:
     """Return the numbers as a sequence set in their own order, ascending runs as ranges, b'' for none."""
     parts: list[str] = []

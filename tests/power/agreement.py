@@ -3,8 +3,6 @@
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from storage import schema
@@ -24,13 +22,14 @@ def check(store: Store, promises: Promises) -> int:
     assert report.messages_received == 0, "a file without an entry"
     assert report.messages_expunged == 0, "an entry without its file"
     found = _check_messages(store, promises)
-    _check_files(store)
+    check_files(store)
     assert store.recovery.set_aside == []
     assert list((store.message_path("x").parents[1] / "aside").iterdir()) == []
     return found
 
 
-def _entries(store: Store) -> list[tuple[Any, Any]]:
+def entries(store: Store) -> list[tuple[Any, Any]]:
+    """Return the rows of all entries, each with its folder's."""
     folders = {row.id: row for row in rows(store.database, schema.folders)}
     return [(row, folders[row.folder_id]) for row in rows(store.database, schema.entries)]
 
@@ -38,7 +37,7 @@ def _entries(store: Store) -> list[tuple[Any, Any]]:
 def _check_messages(store: Store, promises: Promises) -> int:
     present: dict[str, Counter[str]] = {}
     states: dict[str, State] = {}
-    for entry, folder in _entries(store):
+    for entry, folder in entries(store):
         present.setdefault(entry.message_id, Counter())[folder.mailbox_id] += 1
         owner = promises.uids.get((folder.mailbox_id, folder.name, folder.uidvalidity, entry.uid))
         assert owner in (None, entry.message_id), f"UID {entry.uid} was {owner}'s, is {entry.message_id}'s"
@@ -64,17 +63,22 @@ def _check_queue(store: Store, promises: Promises, present: set[str]) -> None:
     assert queued == Counter(
         {one: promises.asked[one]["queued"] for one in present if promises.asked[one]["queued"]}
     )
+    check_outgoing(store)
+
+
+def check_outgoing(store: Store) -> None:
+    """What the queue sends is whole."""
     for message in rows(store.database, schema.messages, schema.messages.c.spooled == 1):
         octets = store.message_path(message.id).read_bytes()
         assert octets.startswith(message.trace)
         assert hashlib.sha256(octets[len(message.trace) :]).digest() == message.digest, f"{message.id} torn"
 
 
-def _check_files(store: Store) -> None:
+def check_files(store: Store) -> None:
     """Every entry has one whole file, and every file its entry."""
     digests = {row.id: row.digest for row in rows(store.database, schema.messages)}
     expected = {}
-    for entry, folder in _entries(store):
+    for entry, folder in entries(store):
         path = store.maildir.entry_path(folder.mailbox_id, folder.name, _Names(entry))  # type: ignore[arg-type]
         octets = path.read_bytes()
         assert len(octets) == entry.octets, f"{path} is cut"
@@ -94,6 +98,3 @@ class _Names:
 
     def __init__(self, row: Any) -> None:
         self.name, self.subdirectory, self.mirrored = row.name, row.subdirectory, row.mirrored
-
-
-Checked = Callable[[Path], int]

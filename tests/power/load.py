@@ -12,7 +12,7 @@ from typing import Any
 from storage import mailboxes
 from storage.errors import StorageError
 from storage.mailboxes import FlagMode
-from storage.mirror import Mirroring
+from storage.mirroring import Mirroring
 from storage.records import Accepted, Placed
 from storage.store import Store
 from tests.power.ledger import Ledger, State

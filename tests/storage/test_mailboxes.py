@@ -230,7 +230,7 @@ def test_the_files_of_a_deleted_folder_go_with_the_mirror(room: Mailroom) -> Non
     create(room, "a")
     uids = room.add(1, folder="a")
     for _ in range(5):
-        room.write(lambda c: mirror(c, maildir=room.maildir, limit=2))
+        mirror(room.database, maildir=room.maildir, limit=2)
     assert sorted(os.listdir(room.maildir.mailbox_path(MAILBOX))) == [".a", "cur", "new", "tmp"]
     assert room.rows("SELECT * FROM removals") == []
     assert [entry.uid for entry in room.entries("a")] == uids
@@ -501,7 +501,7 @@ def test_a_copy_into_the_same_folder_is_another_message(room: Mailroom) -> None:
     assert transfer(room, range(1, 3), "INBOX", is_move=False) == [(1, 3), (2, 4)]
     assert transfer(room, [1], "INBOX", is_move=True) == [(1, 5)]
     assert [entry.uid for entry in room.entries()] == [2, 3, 4, 5]
-    room.write(lambda c: mirror(c, maildir=room.maildir))
+    mirror(room.database, maildir=room.maildir)
     assert len(room.files()) == 4
     assert room.is_consistent()
 
@@ -642,7 +642,7 @@ def test_files_of_expunged_messages_go_with_the_mirror(room: Mailroom) -> None:
     path.rename(room.path() / "cur" / (path.name + ":2,S"))  # whatever it is called meanwhile
     room.expunge([1, 2])
     assert len(room.files()) == 3
-    assert room.write(lambda c: mirror(c, maildir=room.maildir)) == 2
+    assert mirror(room.database, maildir=room.maildir).files == 2
     assert len(room.files()) == 1
     assert room.rows("SELECT * FROM removals") == []
     assert room.is_consistent()

@@ -64,7 +64,12 @@ def flag(room: Mailroom, uids: list[int], mode: FlagMode, flags: int) -> None:
 
 
 def step(room: Mailroom) -> int:
-    return room.write(lambda c: mirror(c, maildir=room.maildir))
+    """Mirror all that is due; how many files were renamed or removed."""
+    files, again = 0, True
+    while again:
+        done = mirror(room.database, maildir=room.maildir)
+        files, again = files + done.files, done.again
+    return files
 
 
 def read(room: Mailroom, uid: int, folder: str = "INBOX") -> bytes:
