@@ -239,6 +239,7 @@ SOURCES: Mapping[str, Callable[[Case], object]] = {
     "size_octets": lambda case: _letter(case).octets,
     "header_from": _author,
     "header_from_domain": lambda case: _domain(_author(case)),
+    "header_from_fields": lambda case: _letter(case).from_fields,
     "header_from_count": lambda case: len(_letter(case).from_addresses),
     "subject": lambda case: _letter(case).subject.lower(),
     "message_id": lambda case: _letter(case).word(b"message-id"),

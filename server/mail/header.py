@@ -275,11 +275,20 @@ def _decode_words(text: str) -> str:
 
 
 def _decode_word(word: re.Match[str]) -> bytes:
-    # What stands in the word may itself be raw text, so it goes back to octets first.
-    octets = word.group(3).encode("utf-8", "replace")
+    # What stands in the word may itself be raw text: read once already, it has the word's charset no more.
+    octets = _octets_of(word.group(3), word.group(1).partition("*")[0])
     if word.group(2) in "bB":
         return decode_base64(octets)
     return _HEX_PAIR.sub(_octet_of_pair, octets.replace(b"_", b" "))
+
+
+def _octets_of(text: str, charset: str) -> bytes:
+    if not text.isascii():
+        try:
+            return text.encode(charset)
+        except (LookupError, UnicodeError):
+            pass
+    return text.encode("utf-8", "replace")
 
 
 def _octet_of_pair(pair: re.Match[bytes]) -> bytes:

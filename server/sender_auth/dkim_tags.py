@@ -27,6 +27,8 @@ CLOCK_SLOP_SECONDS = 36_000
 ED25519_OCTETS = 32
 _ALGORITHMS = {"rsa-sha256": b"rsa", "ed25519-sha256": b"ed25519"}
 _FORMS = {b"simple": False, b"relaxed": True}
+# RFC 8601 2.7.1: of signatures with errors of syntax; what is wrong with a key is a "permerror".
+UNREADABLE = "neutral"
 _SPACE = re.compile(rb"\s+")
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]+={0,2}")
 _NUMBER = re.compile(rb"[0-9]{1,76}")  # RFC 6376 3.5, l=
@@ -83,11 +85,11 @@ def signatures(fields: Sequence[HeaderField]) -> tuple[Signature, ...]:
 
 def _signature(index: int, field: HeaderField) -> Signature:
     if len(field.raw) > MAX_SIGNATURE_OCTETS:
-        return Signature(index, fault=("permerror", "signature too long"))
+        return Signature(index, fault=(UNREADABLE, "signature too long"))
     try:
         tags = parse_tag_value(field.value)
     except InvalidTagValueList:
-        return Signature(index, fault=("permerror", "signature syntax"))
+        return Signature(index, fault=(UNREADABLE, "signature syntax"))
     named = _identify(index, tags)
     try:
         return _read(named, tags)
@@ -118,20 +120,20 @@ def _identify(index: int, tags: Mapping[bytes, bytes]) -> Signature:
 def _read(named: Signature, tags: Mapping[bytes, bytes]) -> Signature:
     for name in (b"v", b"a", b"b", b"bh", b"d", b"h", b"s"):
         if not tags.get(name):
-            raise Unusable("permerror", f"no {name.decode()}= tag")
+            raise Unusable(UNREADABLE, f"no {name.decode()}= tag")
     if tags[b"v"] != b"1":
-        raise Unusable("permerror", "unknown version")
+        raise Unusable(UNREADABLE, "unknown version")
     if named.algorithm == "rsa-sha1":
         raise Unusable("policy", "rsa-sha1 is not accepted")  # RFC 8301 3.1
     if named.algorithm not in _ALGORITHMS:
-        raise Unusable("permerror", "unknown algorithm")
+        raise Unusable(UNREADABLE, "unknown algorithm")
     if not named.domain or not named.selector:
-        raise Unusable("permerror", "no valid domain and selector")
+        raise Unusable(UNREADABLE, "no valid domain and selector")
     if b"dns/txt" not in _list(tags.get(b"q", b"dns/txt")):
-        raise Unusable("permerror", "unknown query method")
+        raise Unusable(UNREADABLE, "unknown query method")
     forms = tags.get(b"c", b"simple").lower().split(b"/")
     if len(forms) > 2 or not all(form in _FORMS for form in forms):
-        raise Unusable("permerror", "unknown canonicalization")
+        raise Unusable(UNREADABLE, "unknown canonicalization")
     return Signature(
         named.index,
         domain=named.domain,
@@ -157,11 +159,11 @@ def _list(value: bytes) -> list[bytes]:
 def _names(value: bytes) -> tuple[bytes, ...]:
     names = _list(value)
     if len(names) > MAX_SIGNED_FIELDS:
-        raise Unusable("permerror", "too many signed fields")
+        raise Unusable(UNREADABLE, "too many signed fields")
     if not all(_FIELD_NAME.fullmatch(name) for name in names):
-        raise Unusable("permerror", "h= syntax")
+        raise Unusable(UNREADABLE, "h= syntax")
     if b"from" not in names:
-        raise Unusable("permerror", "From is not signed")  # RFC 6376 6.1.1
+        raise Unusable(UNREADABLE, "From is not signed")  # RFC 6376 6.1.1
     return tuple(names)
 
 
@@ -170,14 +172,14 @@ def _number(tags: Mapping[bytes, bytes], name: bytes) -> int | None:
     if value is None:
         return None
     if not _NUMBER.fullmatch(value):
-        raise Unusable("permerror", f"{name.decode()}= syntax")
+        raise Unusable(UNREADABLE, f"{name.decode()}= syntax")
     return int(value)
 
 
 def _base64(value: bytes) -> bytes:
     value = _SPACE.sub(b"", value)
     if len(value) % 4 or not _BASE64.fullmatch(value):
-        raise Unusable("permerror", "base64 syntax")
+        raise Unusable(UNREADABLE, "base64 syntax")
     return a2b_base64(value)
 
 
@@ -187,7 +189,7 @@ def _identity_domain(identity: bytes | None, domain: str) -> str:
         return domain
     found = domain_name(_SPACE.sub(b"", identity).rpartition(b"@")[2].decode("utf-8", "replace"))
     if b"@" not in identity or found is None or not is_at_or_below(found, domain):
-        raise Unusable("permerror", "i= is not within d=")
+        raise Unusable(UNREADABLE, "i= is not within d=")
     return found
 
 
@@ -195,9 +197,9 @@ def check_times(signature: Signature, *, now: int) -> None:
     """Raise Unusable for a signature that is expired or not yet made; now in seconds since 1970."""
     signed, expires = signature.signed_at, signature.expires_at
     if signed is not None and signed > now + CLOCK_SLOP_SECONDS:
-        raise Unusable("permerror", "signed in the future")
+        raise Unusable(UNREADABLE, "signed in the future")
     if signed is not None and expires is not None and expires < signed:
-        raise Unusable("permerror", "expires before it is signed")
+        raise Unusable(UNREADABLE, "expires before it is signed")
     if expires is not None and expires < now:
         raise Unusable("fail", "signature expired")
 

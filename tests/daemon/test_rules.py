@@ -147,6 +147,14 @@ def hand_in(daemon: Daemon, content: bytes, recipient: str, *, sender: str) -> t
         return client.data(content)
 
 
+@pytest.mark.parametrize("fields", [b"", b"From: a@open.test\r\nfrom: ceo@bank.test\r\n"])
+def test_mail_without_one_from_field_is_refused(checking: Daemon, receiver: Inbox, fields: bytes) -> None:
+    code, text = hand_in(
+        checking, fields + b"Subject: x\r\n\r\nx\r\n", receiver.address, sender="a@open.test"
+    )
+    assert (code, text) == (550, b"5.6.0 The message needs one From field")
+
+
 def test_a_rejecting_rule_gives_its_code_and_text(checking: Daemon, receiver: Inbox) -> None:
     content = wire(message("You won the LOTTERY"))
     reply = hand_in(checking, content, receiver.address, sender="x@nowhere.test")
