@@ -121,6 +121,9 @@ _TABLE = (
     Fact(
         "precedence", _S, _CONTENT, "Precedence, lower-case: 'bulk', 'list', 'junk' or another; '' if absent."
     ),
+    Fact(
+        "bimi_selector", _S, _CONTENT, "Selector that BIMI-Selector names; '' if absent. Nothing is fetched."
+    ),
     Fact("auto_submitted", _S, _CONTENT, "Auto-Submitted (RFC 3834), lower-case; '' if absent."),
     Fact("spf", _S, _VERIFIED, "SPF result (RFC 7208 2.6); 'none' where it was not checked."),
     Fact("spf_domain", _S, _VERIFIED, "Domain that SPF spoke of."),

@@ -212,6 +212,7 @@ class Appliance:
                 expiry_api_seconds=settings.delivery.expiry_api_seconds,
                 expiry_submission_seconds=settings.delivery.expiry_submission_seconds,
                 max_received=settings.smtp.max_received,
+                received_spf=settings.authentication.received_spf,
             ),
             verifier=self._verifier(resolver, threads),
             signer=Signer(threads),

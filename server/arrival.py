@@ -81,6 +81,7 @@ class IntakeSettings:
     expiry_api_seconds: int
     expiry_submission_seconds: int
     max_received: int = 100
+    received_spf: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ policies.facts declares, stage by stage. Judges nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 HEADER_LIMIT_OCTETS = (1 << 20) + (64 << 10)  # what a door takes, and trace fields
 HEADER_FIRST_OCTETS = 64 << 10
 NAMES_LIMIT = 1000
+BIMI_OCTETS = 1000
+_BIMI_SELECTOR = re.compile(r";\s*s\s*=\s*([A-Za-z0-9._-]{1,255})\s*(?:;|$)")
 KNOWN_OCTETS = 256  # of a From field that is remembered
 OPENING_OCTETS = fingerprint.MAX_OCTETS
 NO_ENVELOPE = Envelope(None, ())  # before MAIL
@@ -110,6 +113,12 @@ class Letter:
     def attachments(self) -> int:
         """How many parts are attachments; opens the whole message."""
         return sum(part.is_attachment for part in structure.scan(self._body()).walk())
+
+
+def _bimi_selector(value: str) -> str:
+    """Return what a BIMI-Selector field names (draft-brand-indicators-for-message-identification 4.4)."""
+    found = _BIMI_SELECTOR.search(value[:BIMI_OCTETS])
+    return found[1].lower() if found and value.replace(" ", "").lower().startswith("v=bimi1") else ""
 
 
 def read(content: bytes | Spooled, store: Store) -> Letter:
@@ -239,6 +248,7 @@ SOURCES: Mapping[str, Callable[[Case], object]] = {
     "size_octets": lambda case: _letter(case).octets,
     "header_from": _author,
     "header_from_domain": lambda case: _domain(_author(case)),
+    "bimi_selector": lambda case: _bimi_selector(_letter(case).word(b"bimi-selector")),
     "header_from_fields": lambda case: _letter(case).from_fields,
     "header_from_count": lambda case: len(_letter(case).from_addresses),
     "subject": lambda case: _letter(case).subject.lower(),

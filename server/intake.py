@@ -34,6 +34,7 @@ from server.mail.recoding import Unencodable
 from server.refusal import Refusal
 from server.routing import Forward, Group, Local, Refuse, Remote, is_role, sort
 from server.rulebook import UNRULED, merge, refuse
+from server.sender_auth import received_spf
 from server.sender_auth.arc_seal import status_of
 from server.sender_auth.results import forged
 from server.senders import Senders
@@ -569,7 +570,10 @@ class Intake:
     def _results(self, arrival: Arrival, judgement: Judgement) -> bytes:
         if self._verifier is None or not is_checked(arrival):
             return b""
-        return self._verifier.results_field(judgement.verdicts)
+        found = self._verifier.results_field(judgement.verdicts)
+        if self._settings.received_spf:
+            found = received_spf.field(self._settings.hostname, arrival.peer, judgement.verdicts) + found
+        return found
 
     async def _sign(
         self, arrival: Arrival, group: Group, letter: evidence.Letter, ruled: bytes, now: int

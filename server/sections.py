@@ -387,6 +387,10 @@ class Authentication(Section):
         at_least=0.1,
         at_most=120,
     )
+    received_spf: bool = setting(
+        True,
+        "Write a Received-SPF field (RFC 7208 9.1) above Authentication-Results, for filters that read it.",
+    )
     believed_sealers: Annotated[tuple[str, ...], Field(strict=False, max_length=1000)] = setting(
         (),
         "Domains of forwarders and lists whose ARC seal is believed: a DMARC pass that they saw counts.",

@@ -64,3 +64,21 @@ def test_unreadable_author_is_counted_and_not_named():
 def test_unknown_fact_is_a_key_error():
     with pytest.raises(KeyError):
         evidence.Facts(CASE)["no_such_fact"]
+
+
+@pytest.mark.parametrize(
+    ("value", "selector"),
+    [
+        ("v=BIMI1; s=brand", "brand"),
+        ("v=BIMI1;s=Brand.Two;", "brand.two"),
+        ("V=bimi1 ; x=y; s = a", "a"),
+        ("s=brand", ""),
+        ("v=BIMI1; s=a b", ""),
+        ("v=BIMI1; s=", ""),
+        ("v=BIMI1" + ";" * 5000, ""),
+    ],
+)
+def test_bimi_selector_is_read_as_a_fact(value, selector):
+    content = f"From: a@b.example\r\nBIMI-Selector: {value}\r\n\r\n".encode()
+    letter = evidence.Letter(content, len(content), lambda: content)
+    assert evidence.Facts(evidence.Case(Peer("192.0.2.1"), letter=letter))["bimi_selector"] == selector

@@ -119,6 +119,16 @@ class _Query(spf.query):  # type: ignore[misc]  # pyspf carries no types
             raise spf.PermError("a term is too long")
         return super().check0(text, recursion)
 
+    def dns_mx(self, domainname: str) -> list[str]:
+        # RFC 7208 4.6.4 counts void terms: one whose MX or PTR exists is none, whatever its hosts have.
+        found = sorted(self.dns(domainname, "MX"))
+        if len(found) > spf.MAX_MX:
+            raise spf.PermError(f"more than {spf.MAX_MX} MX records")
+        return [address for _, host in found for address in self._addresses(host)]
+
+    def _addresses(self, host: str) -> list[str]:
+        return list(self.dns(host, self.A, ignore_void=True)) if host else []
+
     def validated_ptrs(self) -> list[str]:
         # RFC 7208 5.5: a name whose lookup fails is passed over, and without PTR nothing matches.
         try:
@@ -129,7 +139,7 @@ class _Query(spf.query):  # type: ignore[misc]  # pyspf carries no types
 
     def _is_at(self, name: str) -> bool:
         try:
-            return bool(self.cidrmatch(self.dns_a(name, self.A), self.cidrmax))
+            return bool(self.cidrmatch(self._addresses(name), self.cidrmax))
         except spf.TempError:
             return False
 

@@ -429,7 +429,11 @@ def dmarc_case(dice: random.Random, number: int, now: int) -> Case:
         del zone["_dmarc.dmarc.example"]
     elif special == 15:
         zone["_dmarc.dmarc.example"] = {TIMEOUT: []}
-    from_ = {5: f"Ann <ann@{author.upper()}>", 9: f"ann@{author}, bob@{author}"}.get(special, f"ann@{author}")
+    from_ = {
+        5: f"Ann <ann@{author.upper()}>",
+        9: f"ann@{author}, bob@{author}",
+        13: f"ann@{author}, eve@other.example",
+    }.get(special, f"ann@{author}")
     content = f"From: {from_}\r\nTo: b@far.example\r\nSubject: x\r\nDate: now\r\n\r\nx\r\n".encode()
     signer = dice.choice([None, "dmarc.example", "sub.dmarc.example", "other.example"])
     if signer is not None:
@@ -499,7 +503,8 @@ ARC_CHANGES: dict[str, Callable[[bytes], bytes]] = {
     "refolded": lambda c: c.replace(b"; s=seal", b";\r\n\ts=seal"),
     "algorithm unknown": lambda c: c.replace(b"a=rsa-sha256", b"a=rsa-sha3", 1),
     "signature broken": lambda c: c.replace(b" b=", b" b=AAAA", 1),
-    "instance first": lambda c: c,
+    "tabs before i=": lambda c: c.replace(b" i=1;", b"\ti=1;"),
+    "nothing before i=": lambda c: c.replace(b": i=1;", b":i=1;"),
 }
 
 
@@ -514,12 +519,19 @@ def chain(length: int, now: int, *, last: str = "") -> bytes:
     sets: list[bytes] = []
     for number, (domain, key) in enumerate(signers[:length], 1):
         status = last if last and number == length else "none" if number == 1 else "pass"
-        content = _sealed(content, sets, domain, key, number, status, now) + content
+        content = _sealed(content, sets, domain, key, number=number, status=status, now=now) + content
     return content
 
 
 def _sealed(
-    content: bytes, sets: list[bytes], domain: str, key: rsa.RSAPrivateKey, number: int, status: str, now: int
+    content: bytes,
+    sets: list[bytes],
+    domain: str,
+    key: rsa.RSAPrivateKey,
+    *,
+    number: int,
+    status: str,
+    now: int,
 ) -> bytes:
     headers, body = dkim.rfc822_parse(content)
     record = (

@@ -22,7 +22,7 @@ def run(folder: Path) -> dict[str, str]:
 async def _run(file: Path) -> dict[str, str]:
     outcomes: dict[str, str] = {}
     for scenario in yaml.safe_load_all(file.read_text("utf-8")):
-        resolver = ZoneResolver({name: _records(given) for name, given in scenario["zonedata"].items()})
+        resolver = ZoneResolver(zone_of(scenario))
         for name, case in scenario["tests"].items():
             outcomes[f"{scenario['description']}: {name}"] = await _judge(resolver, case)
     return outcomes
@@ -46,6 +46,11 @@ async def _judge(resolver: ZoneResolver, case: dict[str, Any]) -> str:
         if verdict.reason != wanted:
             return f"explained by {verdict.reason!r}, not {wanted!r}"
     return ""
+
+
+def zone_of(scenario: dict[str, Any]) -> dict[str, dict[str, list[Any]]]:
+    """A scenario's DNS."""
+    return {name: _records(given) for name, given in scenario["zonedata"].items()}
 
 
 def _records(given: list[Any]) -> dict[str, list[Any]]:

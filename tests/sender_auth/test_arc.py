@@ -64,6 +64,13 @@ def test_whole_chain_passes_and_names_its_sealer() -> None:
     assert b"arc=pass policy.sealer=list.example" in field("mx.example.net", [found])
 
 
+@pytest.mark.parametrize(("part", "other"), [(b" i=1;", b"\ti=1;"), (b": i=1;", b":i=1;")])
+def test_place_of_the_number_in_a_field_does_not_matter(part: bytes, other: bytes) -> None:
+    found = verdict(sealed().replace(part, other))
+    assert found is not None
+    assert found.result == "pass"
+
+
 def test_second_set_over_the_first_passes() -> None:
     found = verdict(sealed(sealed(), status="pass"))
     assert found is not None

@@ -69,6 +69,25 @@ def test_ipv4_mapped_address_is_ipv4() -> None:
     assert check(record("v=spf1 ip4:192.0.2.1 -all"), address="::ffff:192.0.2.1")[0].result == "pass"
 
 
+@pytest.mark.parametrize("term", ["mx", "ptr"])
+def test_hosts_without_an_address_of_the_clients_kind_are_no_void_terms(term: str) -> None:
+    hosts = {f"h{number}.example.com": {"A": ["192.0.2.7"]} for number in range(4)}
+    reverse = "1." + "0." * 23 + "8.b.d.0.1.0.0.2.ip6.arpa"
+    zone = {
+        **record(f"v=spf1 {term} ip6:2001:db8::1 -all"),
+        **hosts,
+        reverse: {"PTR": list(hosts)},
+    }
+    zone["example.com"]["MX"] = [(10, host) for host in hosts]
+    assert check(zone, address="2001:db8::1")[0].result == "pass"
+
+
+def test_more_mx_records_than_may_be_looked_up_are_an_error() -> None:
+    zone = record("v=spf1 mx -all")
+    zone["example.com"]["MX"] = [(10, f"h{number}.example.com") for number in range(11)]
+    assert check(zone)[0].result == "permerror"
+
+
 def test_at_sign_in_a_quoted_local_part_moves_no_domain() -> None:
     zone = {**record("v=spf1 -all"), "evil.example": {"TXT": ["v=spf1 +all"]}}
     verdict, resolver, _ = check(zone, sender='"x@evil.example"@example.com')
