@@ -11,14 +11,20 @@ from sqlalchemy import Connection, insert
 
 from storage import mailboxes, schema
 from storage.db import Database, Notice
+from storage.mailboxes import FlagMode, Stored
 from storage.maildir import Maildir, base_name, info, relative_path
-from storage.records import Entry, Folder
+from storage.mirror import mirror
+from storage.records import Entry, Folder, Rendered
+from storage.rendition import plain
+from storage.scan import Scanned, scan
 from tests.storage.queued import message_values
 
 T = TypeVar("T")
 NOW = 1_800_000_000_000_000
 INSTANCE = "abcdefgh"
+FOREIGN = b"From: b@peer.test\r\nSubject: from outside\r\n\r\nHi.\r\n"
 ORGANIZATION, MAILBOX = "org_a", "inb_a"
+SECOND = 1_000_000
 CONTENT = b"From: a@peer.test\r\nSubject: hello\r\n\r\nHello.\r\n"
 
 
@@ -194,3 +200,116 @@ def open_mailroom(database: Database, directory: Path) -> Mailroom:
     room = Mailroom(database, Maildir(mail), directory, {folder.name: folder for folder in folders})
     database.listen(room.notices.extend)
     return room
+
+
+# ---- acts of clients ----
+
+
+def create(room: Mailroom, name: str, at: int = NOW) -> mailboxes.Snapshot:
+    folder = room.write(lambda c: mailboxes.create_folder(c, mailbox_id=MAILBOX, name=name, at=at))
+    room.folders[folder.name] = folder
+    return room.read(lambda c: mailboxes.snapshot(c, folder_id=folder.id))
+
+
+def rename(room: Mailroom, name: str, new_name: str) -> None:
+    room.write(
+        lambda c: mailboxes.rename_folder(
+            c, mailbox_id=MAILBOX, name=name, new_name=new_name, maildir=room.maildir, at=NOW
+        )
+    )
+
+
+def delete(room: Mailroom, name: str) -> None:
+    room.write(lambda c: mailboxes.delete_folder(c, mailbox_id=MAILBOX, name=name, maildir=room.maildir))
+
+
+def names(room: Mailroom) -> list[str]:
+    return [folder.name for folder in room.read(lambda c: mailboxes.folders(c, mailbox_id=MAILBOX))]
+
+
+def store(
+    room: Mailroom,
+    uids: Sequence[int],
+    mode: FlagMode,
+    flags: int = 0,
+    *keywords: str,
+    unchanged_since: int | None = None,
+) -> Stored:
+    return room.write(
+        lambda c: mailboxes.store_flags(
+            c,
+            folder_id=room.folders["INBOX"].id,
+            uids=uids,
+            mode=mode,
+            flags=flags,
+            keywords=keywords,
+            unchanged_since=unchanged_since,
+        )
+    )
+
+
+def transfer(room: Mailroom, uids: Sequence[int], target: str, *, is_move: bool) -> list[tuple[int, int]]:
+    act = mailboxes.move if is_move else mailboxes.copy
+    source_id, target_id = room.folders["INBOX"].id, room.folders[target].id
+    return room.write(
+        lambda c: act(
+            c, maildir=room.maildir, source_id=source_id, target_id=target_id, uids=uids, at=NOW + SECOND
+        )
+    )
+
+
+def vanished(room: Mailroom, folder: str = "INBOX", since: int = 0) -> list[int]:
+    folder_id = room.folders[folder].id
+    return room.read(lambda c: mailboxes.changes(c, folder_id=folder_id, since=since)).vanished
+
+
+# ---- the directory, and other programs in it ----
+
+
+def with_directories(room: Mailroom) -> Mailroom:
+    """Make the directories of all folders, which delivery makes when first needed."""
+    for name in room.folders:
+        room.maildir.ensure(MAILBOX, name)
+    return room
+
+
+def render(content: bytes) -> Rendered:
+    return plain(content)
+
+
+def look(room: Mailroom, folder: str = "INBOX", renderer: Callable[[bytes], Rendered] = render) -> Scanned:
+    return scan(
+        room.database, maildir=room.maildir, folder_id=room.folders[folder].id, render=renderer, at=NOW
+    )
+
+
+def put(room: Mailroom, path: str, content: bytes = FOREIGN, folder: str = "INBOX") -> Path:
+    target = room.path(folder) / path
+    target.write_bytes(content)
+    return target
+
+
+def flag(room: Mailroom, uids: list[int], mode: FlagMode, flags: int) -> None:
+    folder_id = room.folders["INBOX"].id
+    room.write(lambda c: mailboxes.store_flags(c, folder_id=folder_id, uids=uids, mode=mode, flags=flags))
+
+
+def settle(room: Mailroom) -> int:
+    """Mirror all that is due; how many files were renamed or removed."""
+    files, again = 0, True
+    while again:
+        done = mirror(room.database, maildir=room.maildir)
+        files, again = files + done.files, done.again
+    return files
+
+
+def read(room: Mailroom, uid: int, folder: str = "INBOX") -> bytes:
+    entry = next(entry for entry in room.entries(folder) if entry.uid == uid)
+    return room.maildir.entry_path(MAILBOX, folder, entry).read_bytes()
+
+
+NOTHING = (0, 0, 0, 0)
+
+
+def done(scanned: Scanned) -> tuple[int, int, int, int]:
+    return scanned.received, scanned.changed, scanned.vanished, scanned.removed
