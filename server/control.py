@@ -109,7 +109,10 @@ class ControlListener:
     async def stop(self) -> None:
         """Stop listening."""
         if self._port is not None:
-            await defer.maybeDeferred(self._port.stopListening).asFuture(asyncio.get_running_loop())
+            closed = defer.maybeDeferred(self._port.stopListening)
+            # Its directory may have gone before it, as the service manager has it.
+            with contextlib.suppress(FileNotFoundError):
+                await closed.asFuture(asyncio.get_running_loop())
             self._port = None
 
 

@@ -16,7 +16,7 @@ from functools import partial
 from typing import TypeVar
 
 from sqlalchemy import URL, Connection
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from storage import engine
 from storage.errors import StorageError
@@ -124,7 +124,17 @@ class Database:
         if not self._slots.acquire(timeout=READ_WAIT_SECONDS):
             raise StorageError(f"all {self._readers} readers of the database are busy")
         try:
-            connection = self._idle.pop() if self._idle else self._reading.connect()
+            while self._idle:
+                connection = self._idle.pop()
+                try:
+                    return self._read_on(connection, unit)
+                except DBAPIError as error:
+                    if not error.connection_invalidated:
+                        raise
+                finally:
+                    self._put_back(connection)
+                # The server went away since it was used last; nothing else tells.
+            connection = self._reading.connect()
             try:
                 return self._read_on(connection, unit)
             finally:

@@ -133,6 +133,8 @@ def translate(error: Exception, place: str) -> Exception:
         return Full(f"no room left on the disk of {place}")
     if code in (_SQLITE_CORRUPT, _SQLITE_NOTADB) or state in ("XX001", "XX002"):
         return Corrupt(f"{place} is damaged: {original}. Restore it from a backup, or run 'reconcile'.")
+    if isinstance(error, DBAPIError) and (error.connection_invalidated or _is_unreached(error)):
+        return StorageError(f"{place} cannot be reached: {_first_line(original)}")
     if code == _SQLITE_IOERR:
         return StorageError(f"input or output error on {place}: {original}")
     return error
@@ -228,5 +230,14 @@ def explain(error: SQLAlchemyError, place: str) -> StorageError:
         return Corrupt(f"{place} is damaged ({original}). Restore it from a backup.")
     if isinstance(translated := translate(error, place), StorageError):
         return translated
-    first_line = str(original).strip().splitlines()[0] if str(original).strip() else type(original).__name__
-    return StorageError(f"{place} cannot be opened for writing: {first_line}")
+    return StorageError(f"{place} cannot be opened for writing: {_first_line(original)}")
+
+
+def _is_unreached(error: DBAPIError) -> bool:
+    """Return whether PostgreSQL could not be asked at all: its driver has no state then."""
+    original = error.orig
+    return type(original).__name__ == "OperationalError" and getattr(original, "sqlstate", "") is None
+
+
+def _first_line(error: object) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -120,10 +120,10 @@ class Transactions:
             raise
         except _Undone as failure:
             del notices[:]
-            self._roll_back()
+            is_lost = self._roll_back()  # the connection, before anything was committed
             error = failure.__cause__
             assert isinstance(error, Exception)
-            if len(units) == 1 and _is_retried(error):
+            if is_lost or _is_retried(error):
                 raise _Abandoned from error
             return [(None, self._translate(error))]
         except Exception as error:
@@ -189,10 +189,11 @@ class Transactions:
         for payload in payloads(self._origin, notices):
             cursor.execute("SELECT pg_notify(%s, %s)", (CHANNEL, payload))
 
-    def _roll_back(self) -> None:
+    def _roll_back(self) -> bool:
+        """Undo the transaction; return whether the connection turned out to be lost."""
         connection = self._connection
         if connection is None:
-            return
+            return False
         try:
             connection.rollback()
             broken = connection.invalidated or getattr(
@@ -202,6 +203,7 @@ class Transactions:
             broken = True
         if broken:
             self.drop_connection()
+        return bool(broken)
 
     def drop_connection(self) -> None:
         """Close the connection; the next units connect anew."""

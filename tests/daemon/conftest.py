@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.daemon.ensemble import Ensemble
 from tests.daemon.partner import Partner, serving
 from tests.daemon.running import Daemon, Inbox
+from tests.postgres import Cluster, run_cluster
 
 
 def shared_directory(factory: pytest.TempPathFactory) -> Path:
@@ -41,6 +43,22 @@ def daemon(template: Path, partner: Partner, tmp_path_factory: pytest.TempPathFa
     directory = tmp_path_factory.mktemp("daemon")
     with Daemon(directory, template=template, delivery={"routes": partner.route}) as running:
         yield running.start()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """One PostgreSQL server for this worker."""
+    with run_cluster() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def shared(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ensemble:
+    """An ensemble that was provisioned and never ran; its directory and its database are copied."""
+    place = tmp_path_factory.mktemp("shared")
+    with Ensemble(place, cluster=cluster, database=cluster.new_database()) as ensemble:
+        ensemble.provision()
+    return ensemble
 
 
 @pytest.fixture

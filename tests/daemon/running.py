@@ -25,7 +25,7 @@ from email.message import EmailMessage
 from pathlib import Path
 from typing import Any, TypeVar
 
-from server.control import ask_daemon
+from server.control import ask_any
 from server.operations import OperationFailed
 from tests.daemon.letters import DOMAIN, parsed
 
@@ -97,7 +97,8 @@ class Daemon:
     """One daemon over a directory. settings: sections of the configuration, over the usual ones.
 
     template: a stopped daemon's directory whose data and accounts are copied.
-    data: where the data directory is, if not below the directory.
+    data: where the data directory is, if not below the directory. beside: another process of the
+    same appliance, whose data, ports, accounts and control socket this one shares.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Daemon:
         *,
         template: Path | None = None,
         data: Path | None = None,
+        beside: "Daemon | None" = None,
         **settings: Mapping[str, object],
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -117,7 +119,11 @@ class Daemon:
         self.inboxes: dict[str, Inbox] = {}
         self.keys: dict[str, str] = {}
         # Unix sockets have short names, and pytest's directories have long ones.
-        self._short = Path(tempfile.mkdtemp(prefix="mailagents-"))
+        self._short = beside._short if beside else Path(tempfile.mkdtemp(prefix="mailagents-"))
+        self._beside = beside
+        if beside is not None:
+            self.data, self.inboxes, self.keys = beside.data, beside.inboxes, beside.keys
+            self.ports = dict(beside.ports)
         self.configuration = directory / "mailagents.toml"
         self.settings = settings
         self.write_configuration()
@@ -207,7 +213,7 @@ class Daemon:
 
     def ask(self, operation: str, **arguments: object) -> dict[str, Any]:
         """Ask over the control socket, as the command line does."""
-        return ask_daemon(self.control, operation, arguments, timeout_seconds=PATIENCE_SECONDS)
+        return ask_any(self.control, operation, arguments, timeout_seconds=PATIENCE_SECONDS)
 
     # ---- the process ----
 
@@ -262,7 +268,8 @@ class Daemon:
                 self.stop()
             except subprocess.TimeoutExpired:
                 self.kill()
-        shutil.rmtree(self._short, ignore_errors=True)
+        if self._beside is None:
+            shutil.rmtree(self._short, ignore_errors=True)
 
     def __enter__(self) -> "Daemon":
         return self
