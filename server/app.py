@@ -315,11 +315,17 @@ class Appliance:
             outbox=settings.server.data_directory / "outbox",
             tls_context=opportunistic_context(),
             jitter=random.Random(),  # noqa: S311  spreads retries, keeps no secret
+            holder=threads.store.instance,
         )
         drain = settings.server.drain_seconds
         self._add("delivery", start=scheduler.start, stop=lambda: scheduler.stop(drain))
         bouncer = Bouncer(
-            threads=threads, hub=hub, intake=intake, clock=self.clock, hostname=settings.server.hostname
+            threads=threads,
+            hub=hub,
+            intake=intake,
+            clock=self.clock,
+            hostname=settings.server.hostname,
+            sole=threads.store.sole("notices") if threads.store.is_shared else None,
         )
         self._add("bounces", start=bouncer.start, stop=bouncer.stop)
         expiry = HeldExpiry(
@@ -477,7 +483,7 @@ class Appliance:
         """Heal what differs since the last run, beside the work that has begun; one process is enough."""
         sole = context.store.sole("reconcile")
         try:
-            if sole.take():
+            if not context.store.is_shared or sole.take():
                 await threads.run(perform, context, "reconcile", {})
         except StorageError as error:
             log.error("not reconciled", reason=str(error))

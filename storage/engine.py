@@ -228,14 +228,15 @@ def explain(error: SQLAlchemyError, place: str) -> StorageError:
         return Corrupt(f"{place} is not an SQLite database. Restore it from a backup, or move it away.")
     if code == _SQLITE_CORRUPT:
         return Corrupt(f"{place} is damaged ({original}). Restore it from a backup.")
-    if isinstance(translated := translate(error, place), StorageError):
+    translated = translate(error, place)
+    if isinstance(translated, StorageError) and not _is_unreached(error):
         return translated
     return StorageError(f"{place} cannot be opened for writing: {_first_line(original)}")
 
 
-def _is_unreached(error: DBAPIError) -> bool:
+def _is_unreached(error: Exception) -> bool:
     """Return whether PostgreSQL could not be asked at all: its driver has no state then."""
-    original = error.orig
+    original = getattr(error, "orig", None)
     return type(original).__name__ == "OperationalError" and getattr(original, "sqlstate", "") is None
 
 

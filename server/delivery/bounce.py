@@ -53,10 +53,22 @@ log = structlog.get_logger("bounces")
 
 
 class Bouncer:
-    """Tells senders about failures, from start to stop; of several processes one at a time does."""
+    """Tells senders about failures, from start to stop.
 
-    def __init__(self, *, threads: Threads, hub: Hub, intake: Intake, clock: Clock, hostname: str) -> None:
-        self._sole: Sole = threads.store.sole("notices")
+    sole: what only one of several processes has at a time, and tells by; None where there is one.
+    """
+
+    def __init__(
+        self,
+        *,
+        threads: Threads,
+        hub: Hub,
+        intake: Intake,
+        clock: Clock,
+        hostname: str,
+        sole: Sole | None = None,
+    ) -> None:
+        self._sole = sole
         self._is_mine = False
         self._threads = threads
         self._hub = hub
@@ -84,11 +96,12 @@ class Bouncer:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait((self._task,))
-        self._sole.release()
+        if self._sole is not None:
+            self._sole.release()
 
     async def _take(self) -> None:
         """Become the process that tells, unless another one is, and go on where that one ended."""
-        self._is_mine = self._is_mine or await self._threads.run(self._sole.take)
+        self._is_mine = self._sole is None or await self._threads.run(self._sole.take)
         if self._is_mine:
             unit = partial(event_log.cursor, name=queue.NOTICE_CURSOR)
             self._seen = self._stored = await self._threads.read(unit)

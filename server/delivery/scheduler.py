@@ -64,7 +64,8 @@ log = structlog.get_logger("delivery")
 class Scheduler:
     """Delivers what the queue holds, from start to stop.
 
-    dice: spreads retries and shuffles hosts of one preference; needs no secrecy.
+    dice: spreads retries and shuffles hosts of one preference; needs no secrecy. holder: this
+    process's instance, by which its leases are known should it die.
     """
 
     def __init__(
@@ -81,12 +82,14 @@ class Scheduler:
         outbox: Path,
         tls_context: ssl.SSLContext | None,
         jitter: random.Random,
+        holder: str = "",
     ) -> None:
         self._threads = threads
         self._hub = hub
         self._clock = clock
         self._settings = settings
         self._dice = jitter
+        self._holder = holder
         self._lease_seconds = settings.data_timeout_seconds + LEASE_MARGIN_SECONDS
         self._routes = Routes(routes=settings.routes, default=settings.default_route, routing=routing)
         self._pool = Pool(
@@ -229,7 +232,7 @@ class Scheduler:
 
     async def _lease(self, picks: Sequence[Pick]) -> None:
         until = self._lease_end(self._clock.now())
-        leased = await self._ledger.lease(picks, token=queue.token(self._threads.store.instance), until=until)
+        leased = await self._ledger.lease(picks, token=queue.token(self._holder), until=until)
         self._held.update((one.id, one) for one in leased.deliveries)
         counts = Counter((one.organization_id, one.domain) for one in leased.deliveries)
         for pick in picks:
