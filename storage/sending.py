@@ -12,7 +12,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 
-from sqlalchemy import Connection, delete, insert, select, tuple_
+from sqlalchemy import Connection, delete, select, tuple_
 
 from storage import events, schema
 from storage.db import Notice, publish
@@ -161,10 +161,11 @@ def pauses(connection: Connection) -> list[Pause]:
 
 def pause(connection: Connection, pause: Pause) -> bool:
     """Stop a login or organization from sending; False where it is stopped already."""
-    table = schema.pauses
-    if connection.execute(select(table.c.at).where(table.c.subject == pause.subject)).first():
+    columns = asdict(pause)
+    marks = ", ".join("?" * len(columns))
+    text = f"INSERT INTO pauses ({', '.join(columns)}) VALUES ({marks}) ON CONFLICT (subject) DO NOTHING"  # noqa: S608 - ours
+    if run(connection, text, tuple(columns.values())).rowcount == 0:
         return False
-    connection.execute(insert(table), asdict(pause))
     publish(connection, Notice("pauses", pause.subject, pause.at))
     return True
 
