@@ -591,5 +591,8 @@ class Control(Section):
     """The socket by which the command line talks to the running server."""
 
     socket: Directory = setting(
-        Path("/run/mailagents/control.sock"), "Path of the control socket.", allowed=PATH
+        Path("/run/mailagents/control.sock"),
+        "Path of the control socket. Where the database is PostgreSQL each process has one of its own, its "
+        "journal's name behind this path, and the command line asks whichever answers.",
+        allowed=PATH,
     )

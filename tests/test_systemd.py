@@ -26,10 +26,44 @@ def _unit_with(tmp_path: Path, executable: str) -> list[str]:
 
 
 def test_units_verify_clean(tmp_path):
+    _verify(tmp_path)
+
+
+def test_units_verify_clean_with_a_process_for_each_role(tmp_path):
+    shutil.copytree(UNITS / "roles", tmp_path, dirs_exist_ok=True)
+    _verify(tmp_path)
+
+
+def _verify(tmp_path):
     done = subprocess.run(
         ["systemd-analyze", "verify", *_unit_with(tmp_path, "/bin/true")], capture_output=True, text=True
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_verify_reads_the_sockets_drop_ins(tmp_path):
+    shutil.copytree(UNITS / "roles", tmp_path, dirs_exist_ok=True)
+    paths = _unit_with(tmp_path, "/bin/true")
+    (tmp_path / "mailagents-imap.socket.d" / "roles.conf").write_text("[Socket]\nService=nonsense\n")
+    done = subprocess.run(["systemd-analyze", "verify", *paths], capture_output=True, text=True)
+    assert "nonsense" in done.stderr
+
+
+def test_each_socket_starts_the_process_of_its_role():
+    named = {path.parent.name: path.read_text().split("=")[-1] for path in UNITS.glob("roles/*/*.conf")}
+    roles = {"mx": "smtp", "submission": "smtp", "submissions": "smtp"}
+    roles |= {"imap": "imap", "imaps": "imap", "http": "http"}
+    assert named == {
+        f"mailagents-{name}.socket.d": f"mailagents@{role}.service\n" for name, role in roles.items()
+    }
+
+
+def test_a_role_s_unit_is_the_daemon_s_but_for_its_role_and_sockets():
+    one, many = (
+        (UNITS / name).read_text().splitlines() for name in ("mailagents.service", "mailagents@.service")
+    )
+    differing = {line.partition("=")[0] for line in set(one) ^ set(many) if not line.startswith("#")}
+    assert differing == {"Description", "ExecStart", "Requires", "Sockets", "RuntimeDirectoryPreserve"}
 
 
 def test_verify_finds_a_planted_fault(tmp_path):
@@ -40,10 +74,11 @@ def test_verify_finds_a_planted_fault(tmp_path):
     assert "nonsense" in done.stderr
 
 
-def test_exposure_is_1_6_or_less():
+@pytest.mark.parametrize("unit", ["mailagents.service", "mailagents@.service"])
+def test_exposure_is_1_6_or_less(unit):
     done = subprocess.run(
         ["systemd-analyze", "security", "--offline=yes", "--json=short", "--no-pager", "--threshold=16",
-         str(UNITS / "mailagents.service")],
+         str(UNITS / unit)],
         capture_output=True,
         text=True,
     )  # fmt: skip
