@@ -24,6 +24,7 @@ from server.config import Settings, locate_secret, read_secret
 from server.operations import Context, perform
 from server.proxied import Proxies
 from server.rulebook import Rulebook
+from server.single import Single
 from server.sockets import BindFailed, open_listeners
 from server.tls import CertificateError, ServerTls, make_self_signed, opportunistic_context
 from server.tree import Part, Tree
@@ -326,19 +327,22 @@ class Appliance:
             intake=intake,
             clock=self.clock,
             hostname=settings.server.hostname,
-            sole=threads.store.sole("notices") if threads.store.is_shared else None,
         )
-        self._add("bounces", start=bouncer.start, stop=bouncer.stop)
+        single = Tree()
+        single.addService(Part("bounces", start=bouncer.start, stop=bouncer.stop))
         expiry = HeldExpiry(
             threads=threads,
             clock=self.clock,
             seconds=settings.delivery.held_expiry_seconds,
             answer=settings.delivery.held_expiry_answer,
         )
-        self._add("held mail", start=expiry.start, stop=expiry.stop)
-        self._build_dmarc(threads, hub, intake, resolver)
+        single.addService(Part("held mail", start=expiry.start, stop=expiry.stop))
+        self._add_dmarc(single, threads, hub, intake, resolver)
+        sole = threads.store.sole("single") if threads.store.is_shared else None
+        alone = Single(single, threads=threads, sole=sole)
+        self._add("single", start=alone.start, stop=alone.stop)
 
-    def _build_dmarc(self, threads: Threads, hub: Hub, intake: Intake, resolver: Any) -> None:
+    def _add_dmarc(self, single: Tree, threads: Threads, hub: Hub, intake: Intake, resolver: Any) -> None:
         from server.delivery.dmarc_reader import DmarcReader
         from server.delivery.dmarc_reporter import DmarcReporter
 
@@ -351,7 +355,7 @@ class Appliance:
             settings=settings,
             hostname=self.settings.server.hostname,
         )
-        self._add("dmarc reports", start=reporter.start, stop=reporter.stop)
+        single.addService(Part("dmarc reports", start=reporter.start, stop=reporter.stop))
         reader = DmarcReader(
             threads=threads,
             hub=hub,
@@ -359,7 +363,7 @@ class Appliance:
             clock=self.clock,
             address=settings.report_address,
         )
-        self._add("reports of others", start=reader.start, stop=reader.stop)
+        single.addService(Part("reports of others", start=reader.start, stop=reader.stop))
 
     def _build_smtp(self, threads: Threads, intake: Intake, login: Login) -> None:
         from server.smtp.server import SmtpServer

@@ -25,6 +25,7 @@ from server.turns import Turns
 from storage import events, ids, signs
 from storage.records import Event
 from storage.signs import JUNK, WELCOME, WRITTEN, Due, Sign
+from storage.transactions import UNKNOWN
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -77,6 +78,7 @@ class Correspondents:
         self._generation = 0
         self._turns = Turns("learning of correspondents", self.turn, seconds=TURN_SECONDS)
         self._turn = 0
+        self._is_behind = False  # news may have been missed
         self._rules: RuleSet | None = None
         self._is_asked = self._is_asked_alone = False
         threads.hub.subscribe("signs", None, self._forget)
@@ -84,8 +86,12 @@ class Correspondents:
 
     async def start(self) -> None:
         """Read which inboxes have signs, and begin to learn."""
-        self._inboxes |= set(await self._threads.read(partial(signs.inboxes, limit=INBOXES_LIMIT)))
+        await self._read_inboxes()
         self._turns.start()
+
+    async def _read_inboxes(self) -> None:
+        self._is_behind = False
+        self._inboxes |= set(await self._threads.read(partial(signs.inboxes, limit=INBOXES_LIMIT)))
 
     async def stop(self) -> None:
         """End; what is not learnt yet is after the next start."""
@@ -93,6 +99,11 @@ class Correspondents:
 
     def _forget(self, notice: Notice) -> None:
         self._generation += 1
+        if notice.position == UNKNOWN:
+            self._known.clear()
+            self._is_behind = True
+            self._turns.wake()
+            return
         self._known.pop(notice.key, None)
         if len(self._inboxes) < INBOXES_LIMIT:
             self._inboxes.add(notice.key)
@@ -163,6 +174,8 @@ class Correspondents:
 
     async def turn(self) -> None:
         """Learn from all that was noted; now and then forget what is old."""
+        if self._is_behind:
+            await self._read_inboxes()
         await self.learn()
         self._turn += 1
         if self._turn % PRUNE_TURNS == 1:

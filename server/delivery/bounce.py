@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from server.intake import Intake
     from server.threads import Hub, Threads
     from storage.db import Notice
-    from storage.ownership import Sole
 
 PAGE = 500
 # A sender gets the whole message back when asked for, up to here; the header beyond.
@@ -42,8 +41,6 @@ FULL_OCTETS = 1024 * 1024
 HEADER_OCTETS = 256 * 1024
 PAUSE_SECONDS = 0.2
 LOOK_SECONDS = 60.0
-# How often a process that is not the one to tell asks whether it is now.
-TURN_SECONDS = 5.0
 TROUBLE_SECONDS = 30.0
 # The cursor is moved without a notice only when it lags this much: a commit for nothing costs too.
 CURSOR_LAG = 10_000
@@ -53,23 +50,9 @@ log = structlog.get_logger("bounces")
 
 
 class Bouncer:
-    """Tells senders about failures, from start to stop.
+    """Tells senders about failures, from start to stop; of several processes one at a time may."""
 
-    sole: what only one of several processes has at a time, and tells by; None where there is one.
-    """
-
-    def __init__(
-        self,
-        *,
-        threads: Threads,
-        hub: Hub,
-        intake: Intake,
-        clock: Clock,
-        hostname: str,
-        sole: Sole | None = None,
-    ) -> None:
-        self._sole = sole
-        self._is_mine = False
+    def __init__(self, *, threads: Threads, hub: Hub, intake: Intake, clock: Clock, hostname: str) -> None:
         self._threads = threads
         self._hub = hub
         self._intake = intake
@@ -84,7 +67,9 @@ class Bouncer:
 
     async def start(self) -> None:
         """Go on where the last run ended."""
-        await self._take()
+        self._seen = self._stored = await self._threads.read(
+            lambda c: event_log.cursor(c, name=queue.NOTICE_CURSOR)
+        )
         self._wake.set()
         self._unsubscribe = self._hub.subscribe("events", None, self._on_notice)
         self._task = asyncio.get_running_loop().create_task(self._run())
@@ -96,15 +81,6 @@ class Bouncer:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait((self._task,))
-        if self._sole is not None:
-            self._sole.release()
-
-    async def _take(self) -> None:
-        """Become the process that tells, unless another one is, and go on where that one ended."""
-        self._is_mine = self._sole is None or await self._threads.run(self._sole.take)
-        if self._is_mine:
-            unit = partial(event_log.cursor, name=queue.NOTICE_CURSOR)
-            self._seen = self._stored = await self._threads.read(unit)
 
     def _on_notice(self, _notice: Notice) -> None:
         self._wake.set()
@@ -112,17 +88,12 @@ class Bouncer:
     async def _run(self) -> None:
         while True:
             try:
-                async with asyncio.timeout(LOOK_SECONDS if self._is_mine else TURN_SECONDS):
+                async with asyncio.timeout(LOOK_SECONDS):
                     await self._wake.wait()
             except TimeoutError:
                 pass
             self._wake.clear()
             try:
-                if not self._is_mine:
-                    await self._take()
-                if not self._is_mine:
-                    await asyncio.sleep(PAUSE_SECONDS)
-                    continue
                 await self.catch_up()
                 self._troubles = 0
                 # Under load every commit has events: look at many at once.

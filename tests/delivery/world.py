@@ -19,7 +19,6 @@ from server.sections import Delivery as DeliverySettings
 from server.threads import Hub, Threads
 from storage import events, schema
 from storage.db import Database
-from storage.ownership import Sole
 from storage.records import Event, Mailbox
 from tests.fakes import FakeClock
 from tests.storage.queued import NOW, delivery_values, put
@@ -115,9 +114,6 @@ class Shelf:
 
     def aside_path(self, name: str) -> Path:
         return self.directory / name
-
-    def sole(self, task: str) -> Sole:
-        return Sole(self.directory.parent, task)
 
 
 class World:
