@@ -91,7 +91,10 @@ class Appliance:
         """Build and start every part in order; raises StartFailed."""
         try:
             self._rulebook = Rulebook(
-                self.settings.policy.directory, self.settings.limits.figures, self.clock
+                self.settings.policy.directory,
+                self.settings.limits.figures,
+                self.clock,
+                scanners=self.settings.scanners.configured,
             )
             self._tls = self._load_certificate()
             self._build(await asyncio.to_thread(open_store, self.settings))
@@ -181,6 +184,7 @@ class Appliance:
             verifier=self._verifier(resolver, threads),
             signer=Signer(threads),
             standing=standing,
+            scanning=self._scanning(threads),
         )
         roles = settings.server.roles
         if "delivery" in roles:
@@ -216,6 +220,13 @@ class Appliance:
             cache_entries=dns.cache_entries,
             clock=self.clock,
         )
+
+    def _scanning(self, threads: Threads) -> Any:
+        if not self.settings.scanners.configured:
+            return None
+        from server.scanners.made import make_scanning
+
+        return make_scanning(self.settings.scanners, threads, self.clock, self.settings.server.hostname)
 
     def _verifier(self, resolver: Any, threads: Threads) -> Any:
         if not self.settings.authentication.enabled:
