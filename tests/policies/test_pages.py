@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from policies.compile import KEYS, compile_rules
-from policies.facts import FACTS
+from policies.facts import FACTS, SCANNERS
 from policies.reference import page
 from policies.rules import ACTION_MEANINGS, ACTION_STAGES, Action
 
@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent.parent
 
 def shipped():
     return compile_rules(
-        [(path.name, path.read_text("utf-8")) for path in sorted((ROOT / "conf/policies").glob("*.toml"))]
+        [(path.name, path.read_text("utf-8")) for path in sorted((ROOT / "conf/policies").glob("*.toml"))],
+        scanners=SCANNERS,
     )
 
 
