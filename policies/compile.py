@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 from policies import library, plain
 from policies.check import check
 from policies.expression import Expression, ExpressionError, canonical, parse
-from policies.facts import DEFAULT_LIMITS, FACTS, STAGES, Kind
+from policies.facts import DEFAULT_LIMITS, FACTS, SCANNERS, STAGES, Kind
 from policies.lines import Positions, positions
 from policies.listing import read_list
 from policies.rules import (
@@ -68,6 +68,12 @@ KEYS: Mapping[str, tuple[type, str]] = {
         "`reputation`: reject or defer goes by who the sender is and not by what the message is.",
     ),
     "subject": (str, "Whom pause stops: `identity`, the credential or key, or `organization`."),
+    "url": (str, "Where webhook posts to: `https://…`; `http://` to private addresses alone, if allowed."),
+    "content": (bool, "true: webhook sends the message itself too, in base64."),
+    "needs": (
+        str,
+        "`clamav`, `rspamd` or `scanner` (either): the rule is off unless that is configured in [scanners].",
+    ),
     "stop": (
         bool,
         "Whether later rules of the stage are passed over; always so for accept, reject and defer.",
@@ -102,15 +108,23 @@ _ONLY: Mapping[str, set[Action]] = {
     "per": {Action.LIMIT},
     "subject": {Action.PAUSE},
     "reason": {Action.REJECT, Action.DEFER},
+    "url": {Action.WEBHOOK},
+    "content": {Action.WEBHOOK},
     "stop": set(Action) - FINAL_ACTIONS,
 }
 # What is lost with these, where their condition cannot be evaluated, is no one's safety.
-_LENIENT = {Action.ACCEPT, Action.STOP, Action.TAG, Action.PRIORITY, Action.LIMIT}
+_LENIENT = {Action.ACCEPT, Action.STOP, Action.TAG, Action.PRIORITY, Action.LIMIT, Action.WEBHOOK}
 _NEEDED = {
     Action.PRIORITY: ("priority",),
     Action.LIMIT: ("limit", "period_seconds", "per"),
     Action.PAUSE: ("subject",),
+    Action.WEBHOOK: ("url",),
 }
+# RFC 3986 3: no user information, which would be a secret, and no fragment, which nobody is sent.
+_URL = re.compile(
+    r"(?=.{1,1000}\Z)https?://([a-z0-9_]([a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\])(:[0-9]{1,5})?"
+    r"([/?][!$%&'()*+,./0-9:;=?@A-Z_a-z~-]*)?"
+)
 # Fields that say where a message comes from and what it holds are not a rule's to write.
 _PROTECTED = re.compile(
     r"(?i)(from|sender|to|cc|bcc|reply-to|date|subject|message-id|in-reply-to|references|received|return-path"
@@ -138,10 +152,15 @@ class PolicyError(Exception):
         self.problems = problems
 
 
-def compile_rules(sources: Sequence[tuple[str, str]], limits: Mapping[str, int] = DEFAULT_LIMITS) -> RuleSet:
+def compile_rules(
+    sources: Sequence[tuple[str, str]],
+    limits: Mapping[str, int] = DEFAULT_LIMITS,
+    scanners: Collection[str] = (),
+) -> RuleSet:
     """Return the rule set of (path, text) pairs of TOML, in their order; raises PolicyError.
 
-    limits: the figures that conditions call limit_…, all of facts.LIMITS.
+    limits: the figures that conditions call limit_…, all of facts.LIMITS. scanners: those that are
+    configured; rules that need another are off.
     """
     rules: list[Rule] = []
     problems: list[Problem] = []
@@ -156,6 +175,7 @@ def compile_rules(sources: Sequence[tuple[str, str]], limits: Mapping[str, int] 
     derivations = plain.Derivations(limits)
     for reader in files:
         reader.known_lists, reader.derivations = lists, derivations
+        reader.scanners = scanners
         for rule, line in reader.rules():
             if rule.name in places:
                 reader.problem(line, f"the name {rule.name} is taken by the rule at {places[rule.name]}")
@@ -188,6 +208,7 @@ class _File:
         self.positions = Positions()
         self.known_lists: Mapping[str, ListDeclaration] = {}
         self.derivations = plain.Derivations()
+        self.scanners: Collection[str] = ()
         self._read: dict[str, Any] | None = None
 
     def problem(self, line: int, message: str) -> None:
@@ -311,9 +332,14 @@ class _Reading:
             description=self.table.get("description", ""),
             # What is refused for reputation is still asked about: another reason would outweigh it.
             stop=(action in FINAL_ACTIONS and not values["reason"]) or self.table.get("stop", False),
-            enabled=self.table.get("enabled", True),
+            enabled=self.table.get("enabled", True) and self._is_served(),
             **values,
         )
+
+    def _is_served(self) -> bool:
+        """Whether the scanner that the rule needs is there."""
+        needs, scanners = self.table.get("needs", ""), self.file.scanners
+        return not needs or needs in scanners or (needs == "scanner" and bool(scanners))
 
     def _keys(self) -> None:
         for key, value in self.table.items():
@@ -465,6 +491,9 @@ class _Reading:
             self.fault("to", "a message can be held at stage message, not at deliver")
         self._one_of("subject", "identity", "organization")
         self._reason(stages)
+        self._one_of("needs", *SCANNERS, "scanner")
+        if "url" in self.table and "url" not in self.faulty and not _URL.fullmatch(self.table["url"]):
+            self.fault("url", "url begins with https:// or http:// and has 1000 characters at most")
         per = self._text("per")
         fact = FACTS.get(per)
         if "per" in self.table and "per" not in self.faulty:
@@ -481,6 +510,9 @@ class _Reading:
             "per": per,
             "pause": self._text("subject"),
             "reason": self._text("reason"),
+            "url": self._text("url"),
+            "content": self.table.get("content", False),
+            "needs": self._text("needs"),
         }
 
     def _reason(self, stages: tuple[str, ...]) -> None:

@@ -26,6 +26,7 @@ from policies.rules import (
     StageIndex,
     Step,
     TestKind,
+    Webhook,
 )
 
 ACCEPTED = Ruling()
@@ -186,6 +187,8 @@ class _Effects:
     forwards: dict[str, None] = field(default_factory=dict)
     priority: int | None = None
     reason: str = ""
+    require_tls: bool = False
+    webhooks: dict[Webhook, None] = field(default_factory=dict)
     trace: list[Step] = field(default_factory=list)
 
 
@@ -284,9 +287,10 @@ class Judging:
                 within = self._surroundings.spend(rule, self._facts[rule.per])
                 return f"within {rule.limit}" if within else self._refuse(rule, effects)
             case Action.REQUIRE_TLS:
-                if not self._facts["client_ip"]:
-                    return "no network"
-                return "under TLS" if self._facts["tls"] else self._refuse(rule, effects)
+                return self._require_tls(rule, effects)
+            case Action.WEBHOOK:
+                effects.webhooks[Webhook(rule.name, rule.url, rule.content)] = None
+                return f"webhook to {rule.url}"
             case Action.REDIRECT:
                 kept = effects.redirect is not None
                 effects.redirect = effects.redirect or rule.target
@@ -301,6 +305,14 @@ class Judging:
             case _:
                 return str(action.value)
         return f"{action.value} to {rule.target}"
+
+    def _require_tls(self, rule: Rule, effects: _Effects) -> str:
+        # Over the API, TLS is HTTP's matter and perhaps a proxy's: only the way onward is bound.
+        has_client = self._facts["client_ip"] and self._facts["source"] != "api"
+        if has_client and not self._facts["tls"]:
+            return self._refuse(rule, effects)
+        effects.require_tls = effects.require_tls or self._stage not in _ENVELOPE_STAGES
+        return "under TLS" if has_client else "no network"
 
     def _refuse(self, rule: Rule, effects: _Effects) -> str:
         action = rule.action
@@ -334,10 +346,14 @@ class Judging:
             copies=tuple(effects.copies),
             forwards=tuple(effects.forwards),
             priority=effects.priority,
+            require_tls=effects.require_tls,
+            webhooks=tuple(effects.webhooks),
             trace=trace,
         )
 
 
+# Where there is no message yet whose way onward could be bound.
+_ENVELOPE_STAGES = frozenset({"mail", "rcpt"})
 # What a message comes to where several rules say different things: the heavier one.
 _WEIGHTS = {Action.ACCEPT: 0, Action.QUARANTINE: 1, Action.HOLD: 2, Action.DISCARD: 3}
 

@@ -23,6 +23,8 @@ def explain(ruling: Ruling) -> list[str]:
     lines += [f"  copy to {target}" for target in ruling.copies]
     lines += [f"  forward to {target}" for target in ruling.forwards]
     lines += [f"  priority {ruling.priority}"] * (ruling.priority is not None)
+    lines += ["  TLS required onward"] * ruling.require_tls
+    lines += [f"  webhook to {one.url}" for one in ruling.webhooks]
     lines += [f"  pause of the {ruling.pause}"] * bool(ruling.pause)
     lines += [f"  for {ruling.reason} alone"] * bool(ruling.reason)
     return lines + [f"  {line}" for line in explain_trace(ruling.trace)]

@@ -213,6 +213,34 @@ _TABLE = (
         "last half year.",
     ),
     Fact(
+        "virus_status",
+        _S,
+        _CONTENT,
+        "What became of the virus scan: 'scanned', 'too_large', 'absent' (no answer in time, or a fault), "
+        "'off' (no scanner is configured) or, where stored mail is tried, 'unknown'.",
+        ahead=True,
+    ),
+    Fact("virus_name", _S, _CONTENT, "What ClamAV found, under its name; '' for nothing.", ahead=True),
+    Fact("rspamd_status", _S, _CONTENT, "The same as virus_status of the scan by rspamd.", ahead=True),
+    Fact(
+        "rspamd_action",
+        _S,
+        _CONTENT,
+        "What rspamd advises: 'no action', 'greylist', 'add header', 'rewrite subject', 'soft reject' or "
+        "'reject'; '' without a scan.",
+        ahead=True,
+    ),
+    Fact("rspamd_score", _I, _CONTENT, "The score that rspamd gives.", "hundredths", ahead=True),
+    Fact("rspamd_symbols", _L, _CONTENT, "Symbols of rspamd that matched, 100 at most.", ahead=True),
+    Fact(
+        "scanner_absence",
+        _S,
+        _CONTENT,
+        "What the settings of [scanners] say to do where a scanner is 'absent': 'defer', 'tag' or 'accept', "
+        "the first of these where two are; '' where none is.",
+        ahead=True,
+    ),
+    Fact(
         "sent_last_hour",
         _I,
         _SENDING,
@@ -358,6 +386,16 @@ LIMITS: Mapping[str, Limit] = MappingProxyType(
 )
 LIMIT_PREFIX = "limit_"
 DEFAULT_LIMITS: Mapping[str, int] = MappingProxyType({name: one.default for name, one in LIMITS.items()})
+
+# The scanners, and what each must be asked for.
+SCANNERS = ("clamav", "rspamd")
+SCANNER_FACTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        **{fact.name: ("clamav",) for fact in _TABLE if fact.name.startswith("virus_")},
+        **{fact.name: ("rspamd",) for fact in _TABLE if fact.name.startswith("rspamd_")},
+        "scanner_absence": SCANNERS,
+    }
+)
 
 FACTS: Mapping[str, Fact] = MappingProxyType({fact.name: fact for fact in _TABLE})
 

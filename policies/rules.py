@@ -28,6 +28,7 @@ class Action(str, Enum):
     PRIORITY = "priority"
     LIMIT = "limit"
     REQUIRE_TLS = "require_tls"
+    WEBHOOK = "webhook"
     PAUSE = "pause"
     STOP = "stop"
 
@@ -61,7 +62,8 @@ ACTION_STAGES: Mapping[Action, tuple[str, ...]] = MappingProxyType(
         Action.FORWARD: _MESSAGES,
         Action.PRIORITY: _MESSAGES,
         Action.LIMIT: _DOORS,
-        Action.REQUIRE_TLS: ("mail", "rcpt", "message", "submit"),
+        Action.REQUIRE_TLS: ("mail", "rcpt", "message", "submit", "send"),
+        Action.WEBHOOK: _MESSAGES,
         Action.PAUSE: ("submit", "send"),
         Action.STOP: _EVERYWHERE,
     }
@@ -92,10 +94,15 @@ ACTION_MEANINGS: Mapping[Action, str] = MappingProxyType(
         Action.PRIORITY: "What the queue has to deliver of the message goes at this priority. The last such "
         "rule wins.",
         Action.LIMIT: "The rule's condition may hold `limit` times in `period_seconds` for each value of the "
-        "fact `per`; beyond that the command or message is refused as by defer. The count is this process's "
-        "and begins anew with it.",
-        Action.REQUIRE_TLS: "A client without TLS is refused (530 5.7.0 unless given), so that it comes back "
-        "under TLS.",
+        "fact `per`; beyond that the command or message is refused as by defer. The count outlives a "
+        "restart; several processes on one PostgreSQL hear of each other's within half a minute.",
+        Action.REQUIRE_TLS: "An SMTP client without TLS is refused (530 5.7.0 unless given), so that it "
+        "comes back under TLS. At message, submit and send it binds the way onward too: what the queue has "
+        "to deliver of the message goes only under TLS, to a host whose certificate is valid for its name, "
+        "and bounces with 5.7.30 where there is none.",
+        Action.WEBHOOK: "Once the message is taken, `url` is told of it by a signed POST: ids, envelope, "
+        "verdicts and decision, with `content = true` the message as well. It is tried again for "
+        "`webhooks.expiry_hours`; the message never waits for it.",
         Action.PAUSE: "The message is refused as by reject, and the login or its organization may send "
         "nothing more until an operator lifts it (`mailagents policy resume`); an event says so.",
         Action.STOP: "No later rule is asked at this stage, and nothing else is done.",
@@ -228,6 +235,9 @@ class Rule:
     per: str = ""
     pause: str = ""
     reason: str = ""
+    url: str = ""
+    content: bool = False
+    needs: str = ""
     stop: bool = False
     enabled: bool = True
     on_error: OnError = OnError.SKIP
@@ -274,12 +284,22 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Webhook:
+    """A call that a rule wants made. content: whether the message goes with it."""
+
+    rule: str
+    url: str
+    content: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Ruling:
     """What a stage's rules say, and what goes with it.
 
     action: 'accept', 'reject', 'defer', 'discard', 'hold' or 'quarantine'. pause: 'identity' or
     'organization', which may send no more; '' for none. priority: None where no rule set it.
     reason: 'reputation' where nothing else spoke against the message.
+    require_tls: the way onward is under TLS.
     """
 
     action: str = "accept"
@@ -294,4 +314,6 @@ class Ruling:
     priority: int | None = None
     pause: str = ""
     reason: str = ""
+    require_tls: bool = False
+    webhooks: tuple[Webhook, ...] = ()
     trace: tuple[Step, ...] = ()

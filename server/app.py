@@ -95,7 +95,10 @@ class Appliance:
         """Build and start every part in order; raises StartFailed."""
         try:
             self._rulebook = Rulebook(
-                self.settings.policy.directory, self.settings.limits.figures, self.clock
+                self.settings.policy.directory,
+                self.settings.limits.figures,
+                self.clock,
+                scanners=self.settings.scanners.configured,
             )
             self._tls = self._load_certificate()
             self._build(await asyncio.to_thread(open_store, self.settings))
@@ -221,6 +224,7 @@ class Appliance:
             correspondents=correspondents,
             rejects=rejects,
             dmarc_counts=dmarc_counts,
+            scanning=self._scanning(threads),
         )
         roles = settings.server.roles
         if "delivery" in roles:
@@ -265,6 +269,13 @@ class Appliance:
             cache_entries=dns.cache_entries,
             clock=self.clock,
         )
+
+    def _scanning(self, threads: Threads) -> Any:
+        if not self.settings.scanners.configured:
+            return None
+        from server.scanners.made import make_scanning
+
+        return make_scanning(self.settings.scanners, threads, self.clock, self.settings.server.hostname)
 
     def _verifier(self, resolver: Any, threads: Threads) -> Any:
         if not self.settings.authentication.enabled:

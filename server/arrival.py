@@ -8,7 +8,7 @@ RFC 5321 4.4 (trace), 3461 5.2.3 (success), 4865 (hold), 8601.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,8 +36,21 @@ if TYPE_CHECKING:
     from server.evidence import Facts, Letter
     from server.login import Identity
     from server.routing import Group
+    from server.scanners.scanning import Scans
 
 SECOND = 1_000_000
+# The policy stages that judge whole messages; what the appliance says itself is not judged.
+STAGES_OF: Mapping[Source, tuple[str, ...]] = {
+    Source.MX: ("message",),
+    Source.LMTP: ("message",),
+    Source.LOCAL: ("message",),
+    Source.FORWARD: ("message",),
+    Source.SUBMISSION: ("submit",),
+    Source.API: ("submit", "send"),
+    Source.NOTICE: (),
+    Source.APPEND: (),
+}
+WEBHOOK = "message.webhook"
 FROM_OUTSIDE = frozenset({Source.MX, Source.LMTP})
 
 
@@ -86,12 +99,21 @@ class IntakeSettings:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What was found out about a message for one organization, and the decision on it."""
+    """What was found out about a message for one organization, and the decision on it.
+
+    verdicts: of sender authentication. scans: what scanners were asked.
+    """
 
     letter: Letter
     verdicts: tuple[Verdict, ...]
     facts: Facts
     decision: Decision
+    scans: Scans | None = None
+
+    @property
+    def all_verdicts(self) -> tuple[Verdict, ...]:
+        """Of sender authentication and of the scanners that were waited for."""
+        return self.verdicts if self.scans is None else self.verdicts + self.scans.verdicts
 
 
 def is_checked(arrival: Arrival) -> bool:
@@ -199,6 +221,23 @@ def confirmations(arrival: Arrival, group: Group, *, message_id: str, now: int) 
             )
 
 
+def webhook_calls(
+    decision: Decision, organization_id: str, *, message_id: str, now: int
+) -> tuple[Event, ...]:
+    """Return the events that have a URL called once the message is applied (storage/webhooks.py)."""
+    return tuple(
+        Event(
+            ids.new("evt"),
+            WEBHOOK,
+            now,
+            organization_id,
+            message_id,
+            data={"rule": rule, "url": url, "content": content},
+        )
+        for rule, url, content in decision.webhooks
+    )
+
+
 def accepted_event(
     arrival: Arrival, group: Group, judgement: Judgement, *, message_id: str, now: int, is_signed: bool
 ) -> Event:
@@ -218,8 +257,12 @@ def accepted_event(
         }
     if is_signed:
         data["signed"] = domain_of(judgement.letter.from_addresses[0])
-    if judgement.verdicts:
-        data["verdicts"] = {f"{v.method} {v.domain}".strip(): v.result for v in judgement.verdicts}
+    verdicts = judgement.all_verdicts
+    if verdicts:
+        data["verdicts"] = {f"{v.method} {v.domain}".strip(): v.result for v in verdicts}
+        viruses = [v.properties["virus"] for v in verdicts if "virus" in v.properties]
+        if viruses:
+            data["virus"] = viruses[0]
     matched = [step.rule for step in judgement.decision.trace if step.matched]
     if matched:
         data["rules"] = matched

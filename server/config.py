@@ -35,6 +35,7 @@ from server.sections import (
     Store,
     Tls,
 )
+from server.sections_policy import Scanners, Webhooks
 from server.settings_file import Finding, load_model, locate_secret, read_secret
 from server.settings_text import ConfigError, Problem, generate_docs_from, generate_from, render
 
@@ -73,6 +74,8 @@ class Settings(Section):
     policy: Policy = Policy()
     limits: Limits = Limits()
     rejects: Rejects = Rejects()
+    scanners: Scanners = Scanners()
+    webhooks: Webhooks = Webhooks()
     delivery: Delivery = Delivery()
     control: Control = Control()
 

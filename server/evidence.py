@@ -7,17 +7,19 @@ policies.facts declares, stage by stage. Judges nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from policies.facts import SCANNER_FACTS
 from server.mail import fingerprint, header, structure
 from server.mail.address import AddressSyntax, Mailbox, domain_of, parse_mailbox
 from server.mail.address_list import HeaderAddress, parse_address_list
 from server.origin import NOBODY, Origin, origin_of
 from server.routing import is_role
+from server.scanners.findings import NOT_CONFIGURED
 from storage.records import Envelope, Peer, Source, Spooled, Verdict
 
 if TYPE_CHECKING:
@@ -174,6 +176,20 @@ class Case:
     reply_status: str = ""
     notice: str = ""
     places: Sequence[tuple[Recipient, Local]] = ()
+    scans: Scans | None = None
+
+
+class Scans(Protocol):
+    """What scanners have said of a message so far."""
+
+    @property
+    def known(self) -> Mapping[str, object]:
+        """Facts by name."""
+        ...
+
+    async def look(self, wanted: Collection[str]) -> None:
+        """Have these facts among the known ones."""
+        ...
 
 
 class Facts(dict[str, object]):
@@ -199,6 +215,15 @@ class Facts(dict[str, object]):
         return value
 
 
+class EarlyFacts(Facts):
+    """Facts of a message that is not verified yet: those that the checks and its owner decide are absent."""
+
+    def __missing__(self, name: str) -> object:
+        if name in VERIFIED or name in _LATER:
+            raise KeyError(name)
+        return super().__missing__(name)
+
+
 def of_placement(message: Facts, recipient: str, mailbox_id: str) -> Facts:
     """Return the facts of a message about to be placed into one inbox."""
     return Facts(replace(message.case, recipient=recipient, mailbox_id=mailbox_id))
@@ -220,6 +245,11 @@ def _letter(case: Case) -> Letter:
 def _author(case: Case) -> str:
     addresses = _letter(case).from_addresses
     return addresses[0].lower() if addresses else ""
+
+
+def _scanned(name: str, case: Case) -> object:
+    """A fact of a scanner; KeyError where nobody has waited for it."""
+    return (NOT_CONFIGURED if case.scans is None else case.scans.known)[name]
 
 
 SOURCES: Mapping[str, Callable[[Case], object]] = {
@@ -270,7 +300,9 @@ SOURCES: Mapping[str, Callable[[Case], object]] = {
     "correspondent_score": lambda case: 0,
     "correspondent_domain_score": lambda case: 0,
     "owner_wrote_to_sender": lambda case: False,
+    **{name: partial(_scanned, name) for name in SCANNER_FACTS},
 }
+_LATER = frozenset({"organization_id", "inbox_id", "recipient", "recipient_domain"})
 
 
 def of_verdicts(verdicts: Sequence[Verdict]) -> dict[str, object]:

@@ -9,7 +9,7 @@ RFC 5321 (transaction), 6409 (submission), 8601 (results), 3461 (DSN parameters)
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from server import completion, evidence
 from server.apiece import Apiece
 from server.arrival import (
     FROM_OUTSIDE,
+    STAGES_OF,
     Arrival,
     IntakeSettings,
     Judgement,
@@ -27,6 +28,7 @@ from server.arrival import (
     is_checked,
     remote_target,
     trace_fields,
+    webhook_calls,
 )
 from server.mail import header, trace
 from server.mail.address import domain_of
@@ -34,6 +36,7 @@ from server.mail.recoding import Unencodable
 from server.refusal import Refusal
 from server.routing import Forward, Group, Local, Refuse, Remote, is_role, sort
 from server.rulebook import UNRULED, merge, refuse
+from server.scan_facts import begin_scans
 from server.sender_auth import received_spf
 from server.sender_auth.arc_seal import status_of
 from server.sender_auth.results import forged
@@ -63,6 +66,7 @@ if TYPE_CHECKING:
     from server.rejects import Refused, Rejects
     from server.routing import Routing
     from server.rulebook import Rulebook
+    from server.scanners.scanning import Scanning, Scans
     from server.sender_auth.dmarc_counts import DmarcCounts
     from server.sender_auth.signer import Signer
     from server.sender_auth.verify import Verifier
@@ -74,17 +78,6 @@ if TYPE_CHECKING:
 NOBODY = Peer("")
 FROM_SENDERS = frozenset({Source.SUBMISSION, Source.API})
 SIGNED = QUEUED = frozenset({Source.SUBMISSION, Source.API, Source.NOTICE})
-# The policy stages that judge whole messages; what the appliance says itself is not judged.
-STAGES_OF: Mapping[Source, tuple[str, ...]] = {
-    Source.MX: ("message",),
-    Source.LMTP: ("message",),
-    Source.LOCAL: ("message",),
-    Source.FORWARD: ("message",),
-    Source.SUBMISSION: ("submit",),
-    Source.API: ("submit", "send"),
-    Source.NOTICE: (),
-    Source.APPEND: (),
-}
 
 
 class Intake:
@@ -104,6 +97,7 @@ class Intake:
         correspondents: Correspondents | None = None,
         rejects: Rejects | None = None,
         dmarc_counts: DmarcCounts | None = None,
+        scanning: Scanning | None = None,
     ) -> None:
         self._threads = threads
         self._routing = routing
@@ -116,6 +110,7 @@ class Intake:
         self._correspondents = correspondents
         self._rejects = rejects
         self._dmarc_counts = dmarc_counts
+        self._scanning = scanning
         self._senders = Senders(threads, routing)
 
     def spool(self) -> SpoolWriter:
@@ -189,6 +184,8 @@ class Intake:
         wanted = self._rulebook.wanted(stage, facts)
         if wanted and self._standing is not None:
             await self._standing.look(wanted, facts)
+        if wanted and facts.case.scans is not None:
+            await facts.case.scans.look(wanted)
         return self._rulebook.decide(stage, facts)
 
     async def accept(self, arrival: Arrival, *, wait_applied: bool = False) -> Receipt:
@@ -236,6 +233,18 @@ class Intake:
         files: the spool files that the message now lies in.
         """
         letter = await self._read(arrival.content)
+        if self._scanning is None:
+            return await self._judge_read(arrival, letter, files, None)
+        scans = await begin_scans(self._scanning, self._rulebook, arrival, letter)
+        try:
+            return await self._judge_read(arrival, letter, files, scans)
+        finally:
+            await scans.end()
+
+    async def _judge_read(
+        self, arrival: Arrival, letter: evidence.Letter, files: list[Spooled], scans: Scans | None
+    ) -> tuple[list[Accepted], Refused | None]:
+        """The same of a message whose header is read and whose scans have begun."""
         if arrival.source is Source.LOCAL and letter.received_count >= self._settings.max_received:
             # RFC 5321 6.3: forwards that lead back to each other pass no door that counts.
             raise Refusal(554, "5.4.6", "Too many Received fields: mail loop")
@@ -253,7 +262,7 @@ class Intake:
         groups: Sequence[Group] = await self._group(arrival)
         try:
             judgements: Sequence[Judgement]
-            judgements = [await self._decide(arrival, group, letter, verdicts) for group in groups]
+            judgements = [await self._decide(arrival, group, letter, verdicts, scans) for group in groups]
         except Refusal as refusal:
             self._count_refused(arrival, verdicts, refusal)
             raise
@@ -406,7 +415,12 @@ class Intake:
         return list(groups.values())
 
     async def _decide(
-        self, arrival: Arrival, group: Group, letter: evidence.Letter, verdicts: tuple[Verdict, ...]
+        self,
+        arrival: Arrival,
+        group: Group,
+        letter: evidence.Letter,
+        verdicts: tuple[Verdict, ...],
+        scans: Scans | None,
     ) -> Judgement:
         identity = arrival.identity
         case = evidence.Case(
@@ -420,6 +434,7 @@ class Intake:
             organization_id=group.organization_id,
             mailbox_id=(identity.mailbox_id if identity else None) or "",
             places=group.local,
+            scans=scans,
         )
         facts = evidence.Facts(case)
         if self._correspondents is not None:
@@ -435,7 +450,7 @@ class Intake:
                 refuse(decision)
         if arrival.source in FROM_SENDERS and self._standing is not None:
             self._standing.record(facts)
-        return Judgement(letter, verdicts, facts, decision)
+        return Judgement(letter, verdicts, facts, decision, scans)
 
     async def _place(
         self, arrival: Arrival, judgement: Judgement, recipient: Recipient, local: Local
@@ -467,6 +482,8 @@ class Intake:
         if len(group.recipients) != len(envelope.recipients):
             # What one organization keeps names nobody else's recipients.
             envelope = replace(envelope, recipients=tuple(group.recipients))
+        if decision.require_tls:
+            envelope = replace(envelope, tls_only=True)
         events = arrival.events
         if decision is not UNRULED:
             events += await self._steer(arrival, group, decision, message_id=message_id, now=now)
@@ -499,7 +516,7 @@ class Intake:
             peer=arrival.peer,
             envelope=envelope,
             decision=decision,
-            verdicts=judgement.verdicts,
+            verdicts=judgement.all_verdicts,
             trace=fields,
             local=tuple(local),
             remote=tuple(
@@ -520,10 +537,11 @@ class Intake:
     async def _steer(
         self, arrival: Arrival, group: Group, decision: Decision, *, message_id: str, now: int
     ) -> tuple[Event, ...]:
-        """Send a group's mail where the rules say; returns the events of what could not be done."""
+        """Send a group's mail where the rules say; returns the events of that, and of what was impossible."""
+        called = webhook_calls(decision, group.organization_id, message_id=message_id, now=now)
         if decision.action is Action.DISCARD:
             group.discard()
-            return ()
+            return called
         if decision.redirect is not None:
             await self._redirect(group, decision.redirect)
         lost: list[str] = []
@@ -533,10 +551,10 @@ class Intake:
         if decision.action is Action.HOLD and arrival.source is not Source.LOCAL:
             group.queue_all()
         if not lost:
-            return ()
+            return called
         owner = group.organization_id
         data: dict[str, object] = {"recipients": lost, "text": "no such inbox of this organization"}
-        return (Event(ids.new("evt"), "message.copy_failed", now, owner, message_id, data=data),)
+        return (*called, Event(ids.new("evt"), "message.copy_failed", now, owner, message_id, data=data))
 
     async def _add(self, arrival: Arrival, group: Group, address: str, *, is_copy: bool) -> bool:
         """Add a recipient that policy names; False where a copy has no inbox to go to."""

@@ -44,11 +44,12 @@ class Context(Protocol):
 
 
 def make_book(bundle: Mapping[str, Any]) -> Book:
-    """Return the rules and lists that were sent: {'rules': [[path, text]], 'lists', 'limits'}.
+    """Return the rules and lists that were sent: {'rules': [[path, text]], 'lists', 'limits', 'scanners'}.
 
     Raises policies.compile.PolicyError.
     """
-    rules = compile_rules([(path, text) for path, text in bundle["rules"]], bundle["limits"])
+    sources = [(path, text) for path, text in bundle["rules"]]
+    rules = compile_rules(sources, bundle["limits"], bundle.get("scanners", ()))
     entries = {
         name: lists.read(ListKind(rules.lists[name].kind), lines)[0]
         for name, lines in bundle["lists"].items()
@@ -86,6 +87,7 @@ def policy_replay(
     return {
         "tried": replay.tried,
         "partly": replay.partly,
+        "unscanned": replay.unscanned,
         "changed": replay.changed,
         "differences": differences,
     }

@@ -7,7 +7,7 @@ or list changes nothing: the old ones stay.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,10 +35,16 @@ class Rulebook:
     """Holds the compiled rules and judges facts by them."""
 
     def __init__(
-        self, directory: Path, limits: Mapping[str, int] = DEFAULT_LIMITS, clock: Clock | None = None
+        self,
+        directory: Path,
+        limits: Mapping[str, int] = DEFAULT_LIMITS,
+        clock: Clock | None = None,
+        *,
+        scanners: Collection[str] = (),
     ) -> None:
         self._directory = directory
         self._limits = limits
+        self._scanners = frozenset(scanners)
         self._clock = clock or SystemClock()
         self._database: Mapping[str, Sequence[str]] = {}
         self._is_outdated = True
@@ -50,7 +56,7 @@ class Rulebook:
             # Without this a mistyped path would switch every rule off.
             raise _faulty(self._directory, "there is no such directory of rules")
         files = sorted(self._directory.glob("*.toml"))
-        rules = compile_rules([(str(path), _text(path)) for path in files], self._limits)
+        rules = compile_rules([(str(path), _text(path)) for path in files], self._limits, self._scanners)
         return rules, *self._read_lists(rules)
 
     def _read_lists(self, rules: RuleSet) -> tuple[dict[str, Entries], dict[Path, Stamp]]:
@@ -126,7 +132,12 @@ class Rulebook:
             elif declared.source is ListSource.VALUES:
                 listed[name] = declared.values
         rules = [[str(path), _text(path)] for path in files]
-        return {"rules": rules, "lists": listed, "limits": dict(self._limits)}
+        return {
+            "rules": rules,
+            "lists": listed,
+            "limits": dict(self._limits),
+            "scanners": sorted(self._scanners),
+        }
 
     @property
     def rules(self) -> RuleSet:
@@ -254,6 +265,8 @@ def decision_of(ruling: Ruling) -> Decision:
         priority=ruling.priority or 0,
         pause=ruling.pause,
         reason=ruling.reason,
+        require_tls=ruling.require_tls,
+        webhooks=tuple((one.rule, one.url, one.content) for one in ruling.webhooks),
     )
 
 
@@ -287,6 +300,8 @@ def merge(first: Decision, second: Decision) -> Decision:
         priority=second.priority or first.priority,
         pause=second.pause or first.pause,
         reason=source.reason,
+        require_tls=first.require_tls or second.require_tls,
+        webhooks=tuple(dict.fromkeys((*first.webhooks, *second.webhooks))),
     )
 
 

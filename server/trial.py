@@ -3,12 +3,13 @@
 Owns the walk of one message through the stages, as intake goes it, and the replay of
 stored mail under two sets of rules. What was sent in the stretch that is replayed is
 counted as it goes; rates of bounces, pauses, and who was written to before count as
-none, and DNS lists as empty: none of that is stored with a message.
+none, and DNS lists as empty: none of that is stored with a message. What scanners said is
+taken from the message's verdicts; where no rule had asked them, their status is 'unknown'.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from server import evidence
 from server.evidence import Case, Facts
 from server.login import Identity
 from server.rulebook import Spent, decision_of, merge
+from server.scanners import findings
 from server.standing import DAY, EMPTY, HOUR
 from storage import accounts, replaying, sending
 from storage.records import Action, Decision, Envelope, Source
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
     from policies.lists import Entries
     from policies.rules import Rule, RuleSet
+    from storage.records import Verdict
     from storage.replaying import Stored
     from storage.store import Store
 
@@ -42,6 +45,16 @@ KEYS_LIMIT = 100_000
 DIFFERENCES_LIMIT = 1000
 CACHE_LIMIT = 10_000
 SECOND = 1_000_000
+
+
+class Recorded:
+    """What scanners said of a stored message when it came."""
+
+    def __init__(self, verdicts: Sequence[Verdict]) -> None:
+        self.known = findings.recorded(verdicts)
+
+    async def look(self, wanted: Collection[str]) -> None:
+        """Nothing is asked anew."""
 
 
 class Book(Listed):
@@ -140,6 +153,8 @@ def told(decision: Decision) -> str:
     parts += [f"copy to {address}" for address in decision.copies]
     parts += [f"forward to {address}" for address in decision.forwards]
     parts += [f"priority {decision.priority}"] * bool(decision.priority)
+    parts += ["TLS required onward"] * decision.require_tls
+    parts += [f"webhook to {url}" for _, url, _ in decision.webhooks]
     return "; ".join(parts)
 
 
@@ -185,6 +200,7 @@ class Replay:
         self._scopes: dict[str, frozenset[str]] = {}
         self.tried = 0
         self.partly = 0
+        self.unscanned = 0
         self.changed = 0
 
     def run(self, *, since: int, limit: int) -> Iterator[dict[str, Any]]:
@@ -211,6 +227,7 @@ class Replay:
             self.partly += 1
             letter = _by_fields(stored)
         self.tried += 1
+        self.unscanned += not any(map(findings.is_scan, stored.verdicts))
         case = self._case(stored, letter)
         inboxes = [(address, inbox) for inbox, address, _, _ in stored.places]
         before, after = (
@@ -272,6 +289,7 @@ class Replay:
             verdicts=stored.verdicts,
             organization_id=stored.organization_id,
             mailbox_id=inbox or "",
+            scans=Recorded(stored.verdicts),
         )
 
     def _judge(

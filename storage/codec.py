@@ -69,6 +69,8 @@ def envelope_text(envelope: Envelope) -> str:
     }
     if envelope.hold_until is not None:
         fields["hold_until"] = envelope.hold_until
+    if envelope.tls_only:
+        fields["tls_only"] = True
     return _encode(fields)
 
 

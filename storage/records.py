@@ -50,6 +50,7 @@ class Envelope:
     reverse_path: None is the null reverse-path. body: the BODY parameter.
     ret: FULL or HDRS or None; envid: as given, undecoded (RFC 3461 4.3, 4.4).
     hold_until: when delivery may begin, in microseconds (RFC 4865), None for at once.
+    require_tls: RFC 8689, by the sender. tls_only: by policy, so that a host need not know that RFC.
     """
 
     reverse_path: str | None
@@ -60,6 +61,7 @@ class Envelope:
     envid: str | None = None
     require_tls: bool = False
     hold_until: int | None = None
+    tls_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ class Peer:
 class Verdict:
     """One result of sender authentication (RFC 8601 2.7).
 
-    method: spf, dkim, dmarc, arc, iprev. result: the method's own word
+    method: spf, dkim, dmarc, arc, iprev; of scanners clamav, rspamd. result: the method's own word
     ('pass', 'fail', 'softfail', 'neutral', 'none', 'temperror', 'permerror', 'policy').
     domain: the identity the result speaks of, lower-case A-labels, '' if none.
     properties: 'smtp.mailfrom', 'header.d', 'header.s', 'header.from', 'policy.…' to value.
@@ -128,6 +130,7 @@ class Decision:
     redirect: address that takes the recipients' place, or None. copies, forwards: inboxes
     and addresses that get it too. priority: the queue's. pause: 'identity' or 'organization',
     which may send no more, '' for none. reason: 'reputation' where nothing but that speaks against it.
+    require_tls: the queue delivers under TLS alone. webhooks: (rule, URL, whether the message goes with it).
     """
 
     action: Action = Action.ACCEPT
@@ -143,6 +146,8 @@ class Decision:
     priority: int = 0
     pause: str = ""
     reason: str = ""
+    require_tls: bool = False
+    webhooks: tuple[tuple[str, str, bool], ...] = ()
 
 
 class Flag(IntFlag):

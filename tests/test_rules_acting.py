@@ -423,3 +423,32 @@ def test_a_field_that_a_rule_adds_to_sent_mail_is_before_the_signer(tmp_path):
         assert b"\r\nX-Sorted: yes\r\n" in b"\r\n" + appliance.accepted[0].trace
 
     run(tmp_path, scenario, rule("tag", stage="submit", header="X-Sorted: yes"))
+
+
+def test_require_tls_binds_the_way_onward_of_what_is_submitted_under_tls(tmp_path):
+    async def scenario(appliance: Appliance) -> None:
+        login = identity(appliance)
+        for peer in (replace(PEER, tls_version="TLSv1.3"), replace(PEER, tls_version=None)):
+            arrival = Arrival(
+                Source.SUBMISSION,
+                peer,
+                Envelope("one@ours.example", (Recipient("far@away.example"),)),
+                MINE,
+                login,
+            )
+            if peer.tls_version:
+                await appliance.intake.accept(arrival, wait_applied=True)
+            else:
+                with pytest.raises(Refusal) as refused:
+                    await appliance.intake.accept(arrival)
+                assert refused.value.code == 530
+        (record,) = appliance.accepted
+        assert record.envelope.tls_only
+        assert not record.envelope.require_tls
+        # Over the API, the way in is HTTP's affair.
+        await appliance.intake.accept(replace(arrival, source=Source.API), wait_applied=True)
+        assert appliance.accepted[1].envelope.tls_only
+        stored = rows(appliance, schema.messages, "envelope")
+        assert all('"tls_only":true' in text for (text,) in stored)
+
+    run(tmp_path, scenario, rule("require_tls", stage="submit"))

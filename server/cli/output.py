@@ -223,6 +223,8 @@ def replayed(result: Mapping[str, Any]) -> None:
     words = f"{result['tried']} messages tried, {result['changed']} fare otherwise"
     if result["partly"]:
         words += f"; {result['partly']} are no longer there and were tried by their From, To and Subject"
+    if result.get("unscanned"):
+        words += f"; {result['unscanned']} were not scanned: to rules about scanners they are unknown"
     print(words)
     for row in result["differences"]:
         to = ", ".join(plain(address) for address in row["to"])

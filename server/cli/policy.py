@@ -11,6 +11,7 @@ import datetime
 import difflib
 import re
 import sys
+from collections.abc import Collection
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -57,11 +58,15 @@ def check(
     rulebook = _rulebook(settings, directory)
     stages = {stage: len(index.rules) for stage, index in rulebook.rules.by_stage.items()}
     counted = ", ".join(f"{count} at {stage}" for stage, count in stages.items())
-    result = {
+    unserved = [rule.name for rule in rulebook.rules.rules if rule.needs and not rule.enabled]
+    result: dict[str, object] = {
         "rules": len(rulebook.rules.rules),
         "lists": len(rulebook.rules.lists),
         "enabled": counted or "none",
+        "scanners": ", ".join(sorted(settings.scanners.configured)) or "none",
     }
+    if unserved:
+        result["off, of those that need a scanner"] = ", ".join(unserved)
     show(result, as_json=as_json, how=output.facts)
 
 
@@ -79,12 +84,15 @@ def explain(
     fact: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE: a fact to take as given, such as spf=pass.")
     ] = None,
-    offline: Annotated[bool, typer.Option(help="Ask no DNS: no sender authentication.")] = False,
+    offline: Annotated[
+        bool, typer.Option(help="Ask no DNS and no scanner: no sender authentication, no scans.")
+    ] = False,
     directory: DirectoryOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what the rules would do with a message at each stage, and why; nothing is stored or sent."""
+    from policies.facts import SCANNER_FACTS
     from server import trial
     from server.evidence import Case, Letter
     from server.login import Identity
@@ -110,6 +118,9 @@ def explain(
     has_client = source == "mx" or (source == "lmtp" and ip)
     if has_client and not offline and settings.authentication.enabled:
         verdicts = asyncio.run(_verify(settings, peer, envelope, content))
+    if settings.scanners.configured and not offline:
+        wanted = SCANNER_FACTS.keys() & {name for rule in rulebook.rules.rules for name in rule.facts}
+        verdicts += asyncio.run(_scan(settings, peer, envelope, content, wanted))
     case = Case(
         peer,
         login,
@@ -119,6 +130,7 @@ def explain(
         letter=Letter(content, len(content), lambda: content),
         verdicts=verdicts,
         organization_id=owner,
+        scans=trial.Recorded(verdicts) if settings.scanners.configured else None,
     )
     book = trial.Book(rulebook.rules, rulebook.entries)
     places = [(address, one["inbox"]) for address, one in inboxes.items()]
@@ -210,7 +222,8 @@ def _rulebook(settings: Settings, directory: Path | None) -> Rulebook:
     from server.rulebook import Rulebook
 
     try:
-        return Rulebook(directory or settings.policy.directory, settings.limits.figures)
+        place = directory or settings.policy.directory
+        return Rulebook(place, settings.limits.figures, scanners=settings.scanners.configured)
     except PolicyError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
@@ -326,3 +339,22 @@ async def _verify(settings: Settings, peer: Any, envelope: Any, content: bytes) 
             return await verifier.verify(peer=peer, envelope=envelope, content=content)
         finally:
             await resolver.close()
+
+
+async def _scan(
+    settings: Settings, peer: Any, envelope: Any, content: bytes, wanted: Collection[str]
+) -> tuple[Verdict, ...]:
+    """Return what the configured scanners say, asked as the server asks them."""
+    from server import logs
+    from server.clock import SystemClock
+    from server.scanners.made import make_scanning
+
+    logs.configure(level="warning", form="text", addresses=False)
+    threads: Any = None  # the content is in memory: no file is read
+    scanning = make_scanning(settings.scanners, threads, SystemClock(), settings.server.hostname)
+    scans = await scanning.begin(wanted, peer=peer, envelope=envelope, content=content, queue_id="explain")
+    try:
+        await scans.look(wanted)
+        return scans.verdicts
+    finally:
+        await scans.end()

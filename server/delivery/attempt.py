@@ -56,6 +56,11 @@ class Group:
         return self.deliveries[0].envelope.require_tls
 
     @property
+    def verified(self) -> bool:
+        """Whether it goes only under TLS with the host's certificate, by the sender's word or policy's."""
+        return self.require_tls or self.deliveries[0].envelope.tls_only
+
+    @property
     def message_id(self) -> str:
         """The message."""
         return self.deliveries[0].message_id
@@ -157,8 +162,11 @@ class Transmitter:
         for exchanger in exchangers:
             for place in exchanger.endpoints if exchanger.preference == best else ():
                 taken = self._pool.take(place)
-                if taken is not None:
+                if taken is None:
+                    continue
+                if _obstacle(group, taken.client) is None:
                     return taken
+                taken.client.quit()
         return await self._open(group, exchangers)
 
     async def _fresh(self, group: Group) -> Taken:
@@ -166,8 +174,11 @@ class Transmitter:
 
     async def _in_order(self, group: Group) -> list[Exchanger]:
         exchangers = in_order(await self._find(group), self._dice)
-        if not group.require_tls:
+        if not group.verified:
             return exchangers
+        if not group.require_tls:
+            # Policy asks for a certificate of the name that the MX record gives, proved or not.
+            return [_verified(one) for one in exchangers]
         # RFC 8689 4.2.1: the host's name is proved before its certificate says anything.
         proved = [_verified(one) for one in exchangers if one.authenticated]
         if not proved:
@@ -192,9 +203,10 @@ class Transmitter:
             except ConnectFailed as failure:
                 last = (place, _unverified(failure.answer) if place.verified else failure.answer)
                 continue
-            if group.require_tls and not _may_carry(taken.client):
-                self._pool.give(taken.client)
-                last = (place, NO_REQUIRETLS)
+            obstacle = _obstacle(group, taken.client)
+            if obstacle is not None:
+                taken.client.quit()
+                last = (place, obstacle)
                 continue
             if fixed(group.hop) or taken.client.greeting_name != self._hostname:
                 return taken
@@ -246,8 +258,16 @@ def _verified(exchanger: Exchanger) -> Exchanger:
     return replace(exchanger, endpoints=tuple(replace(one, verified=True) for one in exchanger.endpoints))
 
 
-def _may_carry(client: Client) -> bool:
-    return client.tls_version is not None and "REQUIRETLS" in client.extensions
+def _obstacle(group: Group, client: Client) -> Answer | None:
+    """Return why a connection may not carry a message that must be protected, None where it may."""
+    if not group.verified:
+        return None
+    if group.require_tls and not (client.tls_version and "REQUIRETLS" in client.extensions):
+        return NO_REQUIRETLS
+    if client.tls_version is None:
+        text = "the message requires TLS by policy, and the server does not offer it"
+        return Answer("policy", Reply(550, "5.7.30", (text,)), text)
+    return None
 
 
 def _unverified(answer: Answer) -> Answer:

@@ -272,7 +272,8 @@ def returned_part(about: Concerned, group: Sequence[Event]) -> Returned:
     failed = all(event.kind in queue.FAILURES for event in group)
     # RFC 8689 5: the body of a message that had to be protected goes back to nobody. RFC 3030: nor does
     # what only a binary way can carry.
-    is_whole = about.envelope.ret == "FULL" and not about.envelope.require_tls
+    is_protected = about.envelope.require_tls or about.envelope.tls_only
+    is_whole = about.envelope.ret == "FULL" and not is_protected
     is_whole = is_whole and about.envelope.body != "BINARYMIME"
     return Returned.FULL if failed and is_whole else Returned.HDRS
 

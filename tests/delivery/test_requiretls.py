@@ -42,7 +42,9 @@ def run(test: Awaitable[None]) -> None:
     asyncio.run(limited())
 
 
-async def send(zone: Zone, port: int, *, trusted: Path | None = None, hop: str = "mx") -> Outcome:
+async def send(
+    zone: Zone, port: int, *, trusted: Path | None = None, hop: str = "mx", by: str = "require_tls"
+) -> Outcome:
     pool = Pool(
         hostname="us.test",
         tls=opportunistic_context(),
@@ -61,7 +63,7 @@ async def send(zone: Zone, port: int, *, trusted: Path | None = None, hop: str =
         dice=random.Random(1),
     )
     one = delivery(1, "peer.test")
-    one = replace(one, envelope=replace(one.envelope, require_tls=True))
+    one = replace(one, envelope=replace(one.envelope, **{by: True}))
 
     async def begin(_deliveries: object) -> None:
         return
@@ -115,6 +117,33 @@ def test_it_bounces_where_the_way_is_not_proved(tmp_path: Path, case: str) -> No
         intake = FakeIntake()
         async with running(tls=None if case == "no tls" else tls, intake=intake) as rig:
             found = await send(zone, rig.mx, trusted=trusted)
+        assert (found.state, found.code, found.enhanced) == (DeliveryState.BOUNCED, 550, "5.7.30"), found
+        assert intake.arrivals == []
+
+    run(test())
+
+
+def test_by_policy_it_goes_under_tls_to_the_named_host_though_no_dnssec_proves_it(tmp_path: Path) -> None:
+    async def test() -> None:
+        tls, certificate = server_tls(tmp_path, "a.test")
+        intake = FakeIntake()
+        async with running(tls=tls, intake=intake) as rig:
+            found = await send(hosts(Zone()), rig.mx, trusted=certificate, by="tls_only")
+        assert found.state is DeliveryState.DELIVERED, found
+        assert found.tls_version == "TLSv1.3"
+        assert not intake.arrivals[0].envelope.require_tls
+
+    run(test())
+
+
+@pytest.mark.parametrize("case", ["another name", "stranger's certificate", "no tls"])
+def test_by_policy_it_bounces_where_no_certificate_says_who_is_there(tmp_path: Path, case: str) -> None:
+    async def test() -> None:
+        tls, certificate = server_tls(tmp_path, "b.test" if case == "another name" else "a.test")
+        trusted = None if case == "stranger's certificate" else certificate
+        intake = FakeIntake()
+        async with running(tls=None if case == "no tls" else tls, intake=intake) as rig:
+            found = await send(hosts(Zone()), rig.mx, trusted=trusted, by="tls_only")
         assert (found.state, found.code, found.enhanced) == (DeliveryState.BOUNCED, 550, "5.7.30"), found
         assert intake.arrivals == []
 

@@ -1,6 +1,7 @@
 """Transcripts of judging: each NAME.in is a dialogue with the engine, NAME.expected what it answers.
 
 A line of an .in file is one of: `rules: FILE...` (below the checkout, or beside the transcript),
+`scanners: NAME, …` (those that are configured from here on; the rules are read anew),
 `STAGE: fact = value, …` (values as in TOML; all other facts of the stage are empty), a comment, or blank.
 """
 
@@ -26,9 +27,9 @@ def source(name):
     return path.name, path.read_text("utf-8")
 
 
-def read_rules(names, answer):
+def read_rules(names, answer, scanners=()):
     try:
-        return compile_rules([source(name) for name in names])
+        return compile_rules([source(name) for name in names], scanners=scanners)
     except PolicyError as error:
         answer += [f"! {problem}" for problem in error.problems]
         return RuleSet()
@@ -47,7 +48,10 @@ def play(text):
     for line in text.splitlines():
         answer.append(line)
         if line.startswith("rules:"):
-            rules = read_rules(line.removeprefix("rules:").split(), answer)
+            names = line.removeprefix("rules:").split()
+            rules = read_rules(names, answer)
+        elif line.startswith("scanners:"):
+            rules = read_rules(names, answer, line.removeprefix("scanners:").replace(",", " ").split())
         elif line.strip() and not line.startswith("#"):
             ask(rules, line, answer)
     return "\n".join(answer) + "\n"
