@@ -1,8 +1,10 @@
 """Who is this: app passwords and API keys, checked in equal time for unknown names.
 
 Owns password hashing (argon2id, RFC 9106), SCRAM verifiers (RFC 5802, 7677), key
-secrets, a short keyed cache of successes and the throttle of failures. Never
-logs a name with a secret, never says which of name and password was wrong.
+secrets and a short keyed cache of successes; failures are counted in
+server.throttle. A check costs one derivation and one argon2id, however many
+passwords an inbox has and whether or not there is one. Never logs a name with
+a secret, never says which of name and password was wrong.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import structlog
 from server import scram
 from server.mail.address import AddressSyntax, normalise
 from server.refusal import Refusal
-from server.sockets import network_of
+from server.throttle import Throttle
 from storage import accounts
 from storage.files import put
 from storage.records import ApiKey, Credential, Mailbox
@@ -39,9 +41,7 @@ SCRAM_ITERATIONS = 4096  # RFC 7677 4; the passwords have 128 bits and more of t
 CACHE_SECONDS = 60
 CACHE_LIMIT = 10_000
 SECRET_OCTETS = 32
-FAILURES_ALLOWED = 20
-FAILURE_WINDOW_SECONDS = 300
-FAILURE_PEERS_LIMIT = 50_000
+_NO_SALT = bytes(16)
 PROTOCOL_SCOPE = {"smtp": "message:send", "imap": "message:read"}
 
 log = structlog.get_logger("login")
@@ -119,7 +119,7 @@ class Login:
         self._secret = secrets.token_bytes(32)
         self._decoy_secret = decoy_secret or self._secret
         self._known: dict[bytes, tuple[float, Identity]] = {}
-        self._failures: dict[str, list[float]] = {}
+        self._failures = Throttle(clock)
         self._generation = 0  # an answer that a change overtook is given once and not remembered
         self._dummy_hash = ""
         threads.hub.subscribe("accounts", None, self._forget)
@@ -138,12 +138,14 @@ class Login:
         identity = self._remembered(mark)
         if identity is None:
             # Who was let in a moment ago is not locked out by others behind the same address.
-            self._throttle(peer)
+            account = _account_of(user)
+            self._failures.require(peer, account)
             generation = self._generation
             identity = await self._examine(protocol, user, password)
             if identity is None:
-                self._failed(peer)
+                self._failed(peer, account)
                 raise Refusal(535, "5.7.8", "Authentication credentials invalid", f"{protocol} login")
+            self._failures.succeeded(peer, account)
             if generation == self._generation:
                 self._remember(mark, identity)
         return identity
@@ -153,7 +155,7 @@ class Login:
 
         Passwords count that share the newest one's salt. Raises Refusal 454 4.7.0 for a throttled peer.
         """
-        self._throttle(peer)
+        self._failures.require(peer, _account_of(user))
         address = _address_of(user)
         held = await self._threads.read(lambda c: _scram_verifiers(c, address))
         read = [(name, _read_verifier(text)) for name, text in held]
@@ -174,12 +176,18 @@ class Login:
 
         Raises as `check` does.
         """
-        self._throttle(peer)
+        account = _account_of(user)
+        self._failures.require(peer, account)
         address = _address_of(user)
         mailbox, credentials = await self._threads.read(lambda c: _credentials(c, address))
-        if mailbox is None or credential_id not in {row.id for row in credentials} or credential_id is None:
-            self._failed(peer)
+        if (
+            mailbox is None
+            or credential_id not in {row.id for row, _ in credentials}
+            or credential_id is None
+        ):
+            self._failed(peer, account)
             raise Refusal(535, "5.7.8", "Authentication credentials invalid", f"{protocol} login")
+        self._failures.succeeded(peer, account)
         return Identity(mailbox.organization_id, mailbox.id, mailbox.address, "password", credential_id)
 
     async def bearer(self, token: str, *, peer: str) -> Identity:
@@ -188,7 +196,7 @@ class Login:
         identity = self._remembered(mark)
         if identity is None:
             # Who was let in a moment ago is not locked out by others behind the same address.
-            self._throttle(peer)
+            self._failures.require(peer)
             generation = self._generation
             key = await self._find_key(token)
             if key is None:
@@ -204,12 +212,11 @@ class Login:
         if password.startswith(KEY_MARK):
             return await self._by_key(protocol, address, password)
         mailbox, credentials = await self._threads.read(lambda c: _credentials(c, address))
-        hashes = [row.password_hash for row in credentials] or [await self._decoy()]
-        position = await self._threads.compute(_first_match, hashes, password)
-        if position is None or mailbox is None or not credentials:
+        held = [(row.id, row.password_hash, text) for row, text in credentials]
+        used = await self._threads.compute(_match, held, await self._decoy(), password)
+        if used is None or mailbox is None:
             return None
-        used = credentials[position]
-        return Identity(mailbox.organization_id, mailbox.id, mailbox.address, "password", used.id)
+        return Identity(mailbox.organization_id, mailbox.id, mailbox.address, "password", used)
 
     async def _by_key(self, protocol: str, address: str, secret: str) -> Identity | None:
         key = await self._find_key(secret)
@@ -251,25 +258,14 @@ class Login:
             seconds = min(seconds, (expires_at - self._clock.now()) / 1_000_000)
         self._known[mark] = (self._clock.monotonic() + seconds, identity)
 
-    def _throttle(self, peer: str) -> None:
-        network = network_of(peer)
-        failures = self._failures.get(network)
-        if not failures:
-            return
-        horizon = self._clock.monotonic() - FAILURE_WINDOW_SECONDS
-        recent = [moment for moment in failures if moment > horizon]
-        if recent:
-            self._failures[network] = recent
-        else:
-            del self._failures[network]
-        if len(recent) >= FAILURES_ALLOWED:
-            raise Refusal(454, "4.7.0", "Too many failed logins, try again later", f"peer {peer}")
-
-    def _failed(self, peer: str) -> None:
-        if len(self._failures) >= FAILURE_PEERS_LIMIT:
-            self._failures.clear()
-        self._failures.setdefault(network_of(peer), []).append(self._clock.monotonic())
+    def _failed(self, peer: str, account: str = "") -> None:
+        self._failures.failed(peer, account)
         log.info("login failed", peer=peer)
+
+
+def _account_of(user: str) -> str:
+    """Return what failures are counted by: the address, or a name that is none as it was given, cut."""
+    return _address_of(user) or user[:254].lower()
 
 
 def _address_of(user: str) -> str:
@@ -299,9 +295,13 @@ def _of_key(key: ApiKey) -> Identity:
     return Identity(key.organization_id, key.mailbox_id, "", "key", key.id, key.scopes)
 
 
-def _credentials(connection: Connection, address: str) -> tuple[Mailbox | None, list[Credential]]:
+def _credentials(connection: Connection, address: str) -> tuple[Mailbox | None, list[tuple[Credential, str]]]:
     mailbox = _open_mailbox(connection, address)
-    return mailbox, accounts.credentials(connection, mailbox_id=mailbox.id) if mailbox is not None else []
+    if mailbox is None:
+        return None, []
+    texts = dict(accounts.scram_verifiers(connection, mailbox_id=mailbox.id))
+    held = accounts.credentials(connection, mailbox_id=mailbox.id)
+    return mailbox, [(row, texts.get(row.id, "")) for row in held]
 
 
 def _open_mailbox(connection: Connection, address: str) -> Mailbox | None:
@@ -313,11 +313,29 @@ def _open_mailbox(connection: Connection, address: str) -> Mailbox | None:
     return mailbox if owner is not None and owner.state == "active" else None
 
 
-def _first_match(hashes: list[str], password: str) -> int | None:
-    for position, encoded in enumerate(hashes):
+def _match(held: list[tuple[str, str, str]], decoy: str, password: str) -> str | None:
+    """Return the id of the password that was given; held: (id, argon2id hash, SCRAM verifier).
+
+    The verifiers share one salt, so one derivation tells which hash to try, the decoy's where it is none.
+    """
+    read = [(name, hashed, _read_verifier(text)) for name, hashed, text in held]
+    # One at least, so that an unknown name takes as long.
+    salts = {parts[:2] for *_, parts in read if parts is not None} or {(SCRAM_ITERATIONS, _NO_SALT)}
+    stored = {pair: _stored_key(password, *pair) for pair in salts}
+    likely = [
+        (name, hashed)
+        for name, hashed, parts in read
+        if parts is None or hmac.compare_digest(stored[parts[:2]], parts[2])
+    ]
+    for name, hashed in likely or [("", decoy)]:
         try:
-            _hasher.verify(encoded, password)
+            _hasher.verify(hashed, password)
         except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
             continue
-        return position
+        return name or None
     return None
+
+
+def _stored_key(password: str, iterations: int, salt: bytes) -> bytes:
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(errors="surrogateescape"), salt, iterations)
+    return hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()

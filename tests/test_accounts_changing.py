@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from server.imap.render import render
-from server.login import FAILURES_ALLOWED, KEY_MARK, Login, hash_password
+from server.login import KEY_MARK, Login, hash_password
 from server.refusal import Refusal
 from server.routing import NO_SUCH_USER, Local, Routing
 from server.threads import Hub, Threads
+from server.throttle import NETWORK_FAILURES
 from storage import accounts
 from storage.store import Store
 from tests.fakes import FakeClock
@@ -193,7 +194,7 @@ def test_suspended_organization_logs_in_nowhere(tmp_path, with_key):
 
 def test_failures_count_for_the_whole_network_of_an_ipv6_peer(tmp_path):
     async def scenario(appliance: Appliance) -> None:
-        for number in range(FAILURES_ALLOWED):
+        for number in range(NETWORK_FAILURES):
             assert await appliance.enter(f"2001:db8:1:2::{number:x}", KEY_MARK) == "535"
         assert await appliance.enter("2001:db8:1:2:ffff::1", KEY_MARK) == "454"
         assert await appliance.enter("2001:db8:1:3::1") == appliance.mailbox
@@ -205,7 +206,7 @@ def test_failures_count_for_the_whole_network_of_an_ipv6_peer(tmp_path):
 def test_failures_of_others_behind_an_address_lock_nobody_out_who_is_known(tmp_path):
     async def scenario(appliance: Appliance) -> None:
         assert await appliance.enter() == appliance.mailbox
-        for _ in range(FAILURES_ALLOWED):
+        for _ in range(NETWORK_FAILURES):
             assert await appliance.enter(password=KEY_MARK) == "535"
         assert await appliance.enter(password=KEY_MARK) == "454"
         assert await appliance.enter() == appliance.mailbox

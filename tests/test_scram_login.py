@@ -2,8 +2,9 @@
 
 import pytest
 
-from server.login import FAILURES_ALLOWED, Login, kept_secret, scram_verifier, shared_salt
+from server.login import Login, kept_secret, scram_verifier, shared_salt
 from server.refusal import Refusal
+from server.throttle import NETWORK_FAILURES
 from storage import accounts
 from tests.test_accounts_changing import ANN, HASH, Appliance, run
 
@@ -64,7 +65,7 @@ def test_wrong_proofs_are_throttled_and_a_revoked_password_is_none(tmp_path):
     async def scenario(appliance: Appliance) -> None:
         await appliance.change(appliance.revoke)
         assert await refused(appliance, ANN, appliance.credential) == 535
-        for _ in range(FAILURES_ALLOWED - 1):
+        for _ in range(NETWORK_FAILURES - 1):
             assert await refused(appliance, ANN, None) == 535
         assert await refused(appliance, ANN, None) == 454
         with pytest.raises(Refusal):
