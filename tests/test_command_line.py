@@ -6,7 +6,11 @@ import sys
 import tomllib
 from pathlib import Path
 
-from server.cli.main import VERSION
+import pytest
+import typer
+
+from server.cli.main import VERSION, _roles
+from server.control import sockets
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,3 +38,27 @@ def test_reader_that_has_enough_makes_no_traceback():
     os.close(write)
     assert done.returncode == 1
     assert done.stderr == ""
+
+
+def test_a_number_behind_a_role_tells_instances_apart():
+    assert _roles(["smtp-2"]) == ("smtp",)
+    assert _roles(["smtp", "imap", "smtp-10"]) == ("smtp", "imap")
+    for wrong in ("smtp-", "smtp2", "-2", "", "smtp-x", "smtp-2-2", "smtp-\u0662"):
+        with pytest.raises(typer.BadParameter):
+            _roles([wrong])
+
+
+def test_sockets_of_processes_beside_one_another_are_found_and_nothing_else(tmp_path):
+    for name in (
+        "control.abcdefgh",
+        "control.01234567",
+        "control.old",
+        "control.abcdefgi",
+        "x.abcdefgh",
+        "control",
+    ):
+        (tmp_path / name).touch()
+    found = [path.name for path in sockets(tmp_path / "control")]
+    # The letters of instances leave out i, l, o and u.
+    assert found == ["control", "control.01234567", "control.abcdefgh"]
+    assert sockets(tmp_path / "nowhere" / "control") == [tmp_path / "nowhere" / "control"]

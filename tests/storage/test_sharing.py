@@ -15,6 +15,7 @@ from sqlalchemy import Connection, select, text
 
 from storage import events, ids, queue, schema, sending
 from storage.db import Database, Notice, publish
+from storage.errors import StorageError
 from storage.hearing import read
 from storage.ownership import Sole
 from storage.records import Event
@@ -176,6 +177,22 @@ def test_what_a_dead_process_had_leased_is_due_at_once(stores: tuple[Store, Stor
         return [lease.partition("/")[0] for lease in found if lease is not None]
 
     until(lambda: holders() == [alive.instance], "the lease stays, or that of the living went too")
+
+
+def test_a_daemon_on_sqlite_takes_no_directory_that_others_share(
+    stores: tuple[Store, Store], directory: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(StorageError, match=r"in use by another Mailagents process \(one on PostgreSQL\)"):
+        open_store(directory, f"sqlite:///{tmp_path}/mailagents.sqlite")
+
+
+def test_nobody_shares_a_directory_of_a_daemon_on_sqlite(
+    directory: Path, tmp_path: Path, database_url: str
+) -> None:
+    store = open_store(directory, f"sqlite:///{tmp_path}/mailagents.sqlite")
+    with pytest.raises(StorageError, match=r"in use by another Mailagents process \(pid \d+\)"):
+        open_store(directory, database_url)
+    store.close()
 
 
 def test_a_task_is_one_process_s_at_a_time(tmp_path: Path) -> None:
