@@ -1,4 +1,4 @@
-"""Public suites run through the product's own entry points: `tests/judges spf|dkim|arc [FOLDER]`.
+"""Public suites run through the product's own entry points: `tests/judges spf|dkim|arc|arf [FOLDER]`.
 
 Prints what passed and what did not, with `--json` as one object and nothing else on stdout.
 Exit codes: 0 all passed, 1 some failed, 2 the corpus is absent or the command wrong.
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.mail import arf_suite
 from tests.sender_auth import arc_suite, dkim_suite, spf_suite
 from tests.sender_auth.zone import corpora
 
@@ -17,6 +18,7 @@ SUITES: dict[str, Callable[[Path], dict[str, str]]] = {
     "spf": spf_suite.run,
     "dkim": dkim_suite.run,
     "arc": arc_suite.run,
+    "arf": arf_suite.run,
 }
 
 

@@ -13,7 +13,7 @@ absent = not CORPORA.is_dir()
 
 
 @pytest.mark.skipif(absent, reason=f"no corpora at {CORPORA}; MAILAGENTS_CORPORA names them")
-@pytest.mark.parametrize(("suite", "total"), [("spf", 203), ("dkim", 97)])
+@pytest.mark.parametrize(("suite", "total"), [("spf", 203), ("dkim", 97), ("arf", 5)])
 def test_suite_passes_whole(suite: str, total: int, capsys: pytest.CaptureFixture[str]) -> None:
     status = judge.main([suite, "--json"])
     report = json.loads(capsys.readouterr().out)
@@ -21,7 +21,7 @@ def test_suite_passes_whole(suite: str, total: int, capsys: pytest.CaptureFixtur
     assert status == 0
 
 
-@pytest.mark.parametrize("suite", ["spf", "dkim"])
+@pytest.mark.parametrize("suite", ["spf", "dkim", "arf"])
 def test_absent_corpus_is_never_a_pass(
     suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
