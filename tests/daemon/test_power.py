@@ -10,30 +10,27 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.disk import Disk, unavailable
 from tests.daemon.partner import serving
 from tests.daemon.running import Daemon, children, until
 from tests.daemon.storm import Storm, wait_for_more
 from tests.daemon.test_crash import check_drafts, check_inbox, check_notices, check_partner, check_residue
+from tests.power.disk import Disk, NoDisk, disk
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    if reason := unavailable():
-        pytest.skip(reason)
+def ext4(tmp_path: Path) -> Iterator[Disk]:
     try:
-        made = Disk(tmp_path, octets=1 << 30)
-    except OSError as error:
-        pytest.skip(str(error))
-    yield made
-    made.close()
+        with disk(tmp_path, octets=1 << 30) as made:
+            yield made
+    except NoDisk as reason:
+        pytest.skip(str(reason))
 
 
 @pytest.mark.parametrize(
     ("seed", "cuts"), [(1, 4), pytest.param(2, 60, marks=pytest.mark.slow)], ids=["few", "many"]
 )
 def test_every_250_survives_a_cut_of_the_power(
-    template: Path, tmp_path: Path, disk: Disk, seed: int, cuts: int
+    template: Path, tmp_path: Path, ext4: Disk, seed: int, cuts: int
 ) -> None:
     dice = random.Random(seed)
     with (
@@ -41,7 +38,7 @@ def test_every_250_survives_a_cut_of_the_power(
         Daemon(
             tmp_path / "daemon",
             template=template,
-            data=disk.place / "data",
+            data=ext4.directory / "data",
             store={"checkpoint_seconds": 1},
             delivery={"routes": partner.route, "retry_first_seconds": 1, "per_domain_concurrency": 4},
         ) as daemon,
@@ -51,7 +48,7 @@ def test_every_250_survives_a_cut_of_the_power(
         storm = Storm(daemon, seed=seed, mx=4, submissions=2, readers=2)
         storm.begin()
         for _ in range(cuts):
-            cut_power(daemon, disk, storm, dice)
+            cut_power(daemon, ext4, storm, dice)
         storm.end()
         assert storm.surprises == []
         daemon.drained(seconds=60)
@@ -66,19 +63,20 @@ def test_every_250_survives_a_cut_of_the_power(
         check_residue(daemon)
 
 
-def cut_power(daemon: Daemon, disk: Disk, storm: Storm, dice: random.Random) -> None:
+def cut_power(daemon: Daemon, ext4: Disk, storm: Storm, dice: random.Random) -> None:
     """Cut the power at a random moment once more mail was promised; bring disk and daemon back."""
     wait_for_more(daemon, storm, dice, after=dice.randrange(5, 60))
     # A power cut takes processor and disk at once. Kept running, the daemon could be told by the kernel
     # that a page is synced which the file system's shutdown has just thrown away.
     stopped = stand_still(daemon.pid)
-    disk.cut()
+    ext4.cut()
     daemon.kill()
     for child in stopped:
         # One that was only just started does not yet end with its parent.
         with suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
-    disk.restore()
+    ext4.unmount()
+    ext4.mount()
     daemon.start()
 
 

@@ -68,25 +68,25 @@ class Disk:
 
 
 @contextmanager
-def disk(place: Path) -> Iterator[Disk]:
+def disk(place: Path, *, octets: int = IMAGE_OCTETS) -> Iterator[Disk]:
     """Yield an empty mounted disk below a directory; NoDisk where the machine cannot give one."""
     if os.geteuid() != 0:
         raise NoDisk("only root can mount a loop file")
     if shutil.which("mkfs.ext4") is None:
         raise NoDisk("mkfs.ext4 is not installed")
-    with tempfile.TemporaryDirectory(dir=_memory()) as images:
+    with tempfile.TemporaryDirectory(dir=_memory(octets)) as images:
         template = Path(images) / "template"
         with template.open("wb") as file:
-            file.truncate(IMAGE_OCTETS)
+            file.truncate(octets)
         yield from _mounted(place, template)
 
 
-def _memory() -> str | None:
+def _memory(octets: int) -> str | None:
     """Return where images are kept: in memory, for what a cut takes is what ext4 has not written yet."""
     memory = "/dev/shm"
     with suppress(OSError):
         disk = os.statvfs(memory)
-        if disk.f_bavail * disk.f_frsize > 3 * IMAGE_OCTETS:
+        if disk.f_bavail * disk.f_frsize > 3 * octets:
             return memory
     return None
 
