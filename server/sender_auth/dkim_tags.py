@@ -23,7 +23,7 @@ MAX_SIGNATURES = 10
 MAX_SIGNATURE_OCTETS = 32_768
 MAX_SIGNED_FIELDS = 1000
 MAX_KEY_OCTETS = 8192
-KNOWN_OCTETS = 1024  # of a key's record that is remembered
+KNOWN_OCTETS = 1024  # of a key's record, and of h=, that are remembered
 MAX_KEYS = 3  # of one name: RFC 6376 6.1.2 lets us try them in turn
 CLOCK_SLOP_SECONDS = 36_000
 ED25519_OCTETS = 32
@@ -142,7 +142,7 @@ def _read(named: Signature, tags: Mapping[bytes, bytes]) -> Signature:
         selector=named.selector,
         algorithm=named.algorithm,
         beginning=named.beginning,
-        names=_names(tags[b"h"]),
+        names=_known_names(tags[b"h"]) if len(tags[b"h"]) <= KNOWN_OCTETS else _names(tags[b"h"]),
         is_header_relaxed=_FORMS[forms[0]],
         is_body_relaxed=len(forms) == 2 and _FORMS[forms[1]],
         limit=_number(tags, b"l"),
@@ -167,6 +167,9 @@ def _names(value: bytes) -> tuple[bytes, ...]:
     if b"from" not in names:
         raise Unusable(UNREADABLE, "From is not signed")  # RFC 6376 6.1.1
     return tuple(names)
+
+
+_known_names = functools.lru_cache(maxsize=1024)(_names)  # a signer signs the same fields each time
 
 
 def _number(tags: Mapping[bytes, bytes], name: bytes) -> int | None:

@@ -221,15 +221,15 @@ class _Identifiers:
 
     @classmethod
     def of(cls, verdicts: Sequence[Verdict]) -> _Identifiers:
-        def domains(method: str, result: str) -> tuple[str, ...]:
-            found = [v.domain for v in verdicts if (v.method, v.result) == (method, result) and v.domain]
-            return tuple(dict.fromkeys(found))
-
+        found: dict[tuple[str, str], dict[str, None]] = {}
+        for verdict in verdicts:
+            if verdict.domain:
+                found.setdefault((verdict.method, verdict.result), {})[verdict.domain] = None
         return cls(
-            next(iter(domains("spf", "pass")), None),
-            domains("dkim", "pass"),
-            next(iter(domains("spf", "temperror")), None),
-            domains("dkim", "temperror"),
+            next(iter(found.get(("spf", "pass"), ())), None),
+            tuple(found.get(("dkim", "pass"), ())),
+            next(iter(found.get(("spf", "temperror"), ())), None),
+            tuple(found.get(("dkim", "temperror"), ())),
         )
 
     @property
