@@ -9,12 +9,12 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Protocol
 
-from bench import disk, report
+from bench import disk, report, verified
 from bench.appliance import Appliance
 from bench.postfix import Postfix, version
 
@@ -41,6 +41,8 @@ class Load:
     messages: int
     quick_messages: int
     goal: float
+    is_verified: bool = False  # signed, and checked by a daemon of its own
+    letter: Path | None = None  # sent in the place of smtp-source's own
 
 
 LOADS = (
@@ -50,13 +52,15 @@ LOADS = (
     Load("2k-c10-one", 2048, 10, False, 3000, 1200, 1.2),
     Load("50k-c10-reuse", 50 * 1024, 10, True, 2000, 600, 1.2),
     Load("1m-c10-reuse", 1024 * 1024, 10, True, 200, 60, 1.0),
+    Load("2k-c10-reuse-verified", 2048, 10, True, 5000, 1500, 1.0, is_verified=True),
 )
 
 
 def run(server: Server, load: Load, messages: int) -> float:
     """Send the load to a server and return messages a second until all are in new/."""
     before = count(server.new)
-    command = ["smtp-source", "-s", str(load.sessions), "-m", str(messages), "-l", str(load.octets)]
+    command = ["smtp-source", "-s", str(load.sessions), "-m", str(messages)]
+    command += ["-F", str(load.letter)] if load.letter else ["-l", str(load.octets)]
     if load.reuse:
         command.append("-d")
     command += ["-f", "sender@source.test", "-t", "user@bench.test", f"127.0.0.1:{server.port}"]
@@ -151,7 +155,13 @@ def _measure_all(place: Path, loads: list[Load], *, quick: bool) -> tuple[list[r
     try:
         if theirs is not None:
             theirs.start()
-        return [measure(ours, theirs, load, quick=quick) for load in loads], facts
+        cells = [measure(ours, theirs, load, quick=quick) for load in loads if not load.is_verified]
+        for load in loads:
+            if load.is_verified:
+                ours.stop()
+                with verified.checking(place / "verified", port=2610) as (checking, letter):
+                    cells.append(measure(checking, theirs, replace(load, letter=letter), quick=quick))
+        return cells, facts
     finally:
         ours.stop()
         if theirs is not None:

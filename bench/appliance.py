@@ -1,6 +1,6 @@
 """A private Mailagents daemon for a bench: configured, provisioned, started, stopped.
 
-All of reception is on but the checks that ask the DNS, as Postfix has none.
+All of reception is on but the checks that ask the DNS, as Postfix has none; bench/verified has those on.
 """
 
 import json
@@ -19,7 +19,14 @@ ROOT = Path(__file__).resolve().parent.parent
 class Appliance:
     """One daemon under a directory; `new` is where its deliveries are counted."""
 
-    def __init__(self, directory: Path, *, port: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        port: int,
+        authentication: str = "enabled = false",
+        policies: Path = ROOT / "conf/policies",
+    ) -> None:
         directory.mkdir(mode=0o755)
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None
@@ -48,10 +55,10 @@ listen_tls = ["tls:127.0.0.1:{port + 4}"]
 listen = ["tcp:127.0.0.1:{port + 5}"]
 
 [authentication]
-enabled = false
+{authentication}
 
 [policy]
-directory = "{ROOT}/conf/policies"
+directory = "{policies}"
 
 [control]
 socket = "{directory}/control.sock"

@@ -111,6 +111,7 @@ _TABLE = (
     Fact("header_from", _S, _CONTENT, "First address of From, lower-case; '' if none can be read."),
     Fact("header_from_domain", _S, _CONTENT, "Domain of header_from in A-labels; '' if none."),
     Fact("header_from_count", _I, _CONTENT, "Addresses in all From fields together.", "addresses"),
+    Fact("header_from_readable", _B, _CONTENT, "Whether From names addresses and nothing else."),
     Fact("header_from_fields", _I, _CONTENT, "From fields; a message has one (RFC 5322 3.6).", "fields"),
     Fact("subject", _S, _CONTENT, "Subject, decoded and in lower case."),
     Fact("message_id", _S, _CONTENT, "Message-ID with its angle brackets; '' if absent."),

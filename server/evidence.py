@@ -279,6 +279,7 @@ SOURCES: Mapping[str, Callable[[Case], object]] = {
     "header_from": _author,
     "header_from_domain": lambda case: _domain(_author(case)),
     "bimi_selector": lambda case: _bimi_selector(_letter(case).word(b"bimi-selector")),
+    "header_from_readable": lambda case: _letter(case).from_readable,
     "header_from_fields": lambda case: _letter(case).from_fields,
     "header_from_count": lambda case: len(_letter(case).from_addresses),
     "subject": lambda case: _letter(case).subject.lower(),

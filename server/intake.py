@@ -77,6 +77,8 @@ if TYPE_CHECKING:
 
 NOBODY = Peer("")
 FROM_SENDERS = frozenset({Source.SUBMISSION, Source.API})
+# RFC 8601 5: fields of results that bear our name are ours alone.
+NAMES_NOBODY_HERE = FROM_OUTSIDE | FROM_SENDERS
 SIGNED = QUEUED = frozenset({Source.SUBMISSION, Source.API, Source.NOTICE})
 
 
@@ -251,14 +253,13 @@ class Intake:
         if arrival.source in FROM_SENDERS:
             arrival, letter = await self._complete(arrival, letter, files)
         verdicts = await self._verify(arrival)
-        if arrival.source in FROM_OUTSIDE:
-            if letter.has(b"authentication-results"):
-                hostname = self._settings.hostname
-                arrival, letter = await self._rewrite(
-                    arrival, letter, files, select=lambda head: forged(head, hostname)
-                )
-            if letter.has(b"return-path"):
-                arrival, letter = await self._rewrite(arrival, letter, files, select=completion.return_paths)
+        if arrival.source in NAMES_NOBODY_HERE and letter.has(b"authentication-results"):
+            hostname = self._settings.hostname
+            arrival, letter = await self._rewrite(
+                arrival, letter, files, select=lambda head: forged(head, hostname)
+            )
+        if arrival.source in FROM_OUTSIDE and letter.has(b"return-path"):
+            arrival, letter = await self._rewrite(arrival, letter, files, select=completion.return_paths)
         groups: Sequence[Group] = await self._group(arrival)
         try:
             judgements: Sequence[Judgement]

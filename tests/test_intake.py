@@ -198,6 +198,24 @@ def _add_inbox(store: Store, address: str) -> None:
     store.database.write(unit)
 
 
+def test_forged_results_of_our_own_users_go_too(tmp_path):
+    async def scenario(appliance: Appliance) -> None:
+        await appliance.intake.accept(
+            Arrival(
+                Source.SUBMISSION,
+                PEER,
+                Envelope("one@ours.example", (Recipient("x@other.example"),)),
+                FORGED,
+                organization_id="org_1",
+            )
+        )
+        content = appliance.accepted[-1].content
+        assert b"\r\nAuthentication-Results" not in content
+        assert b"X-Authentication-Results" in content
+
+    run(tmp_path, scenario)
+
+
 @pytest.mark.parametrize("is_large", [False, True])
 def test_forged_results_go_though_another_field_holds_the_same_octets(tmp_path, is_large):
     async def scenario(appliance: Appliance) -> None:

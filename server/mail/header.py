@@ -10,7 +10,7 @@ RFC 5322 2.2 and 2.1.1 (folding at 78, limit of 998), RFC 2047, RFC 2231 5.
 import re
 from binascii import Error as BinasciiError
 from binascii import a2b_base64, b2a_base64
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from server.mail.charset import decode_text
 
@@ -42,8 +42,7 @@ _FIELD_NAME = re.compile(r"[!-9;-~]+")
 _FIELD_NAME_OCTETS = re.compile(rb"[!-9;-~\x80-\xff]+")
 
 
-@dataclass(frozen=True, slots=True)
-class HeaderField:
+class HeaderField(NamedTuple):
     """One field. raw: every octet of it with line ends; value: unfolded, outer white space gone."""
 
     name: bytes

@@ -7,6 +7,7 @@ has none that counts. Judges nothing and asks nothing. RFC 5322 3.6.2, 6854
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from server.sender_auth.names import domain_name
 
 MAX_AUTHORS = 5  # distinct domains of one message that are evaluated
 MAX_FROM_FIELDS = 5  # that are read; more than one is a fault in any case
+KNOWN_OCTETS = 256  # of a field that is remembered
 MAX_ADDRESSES = 100  # of one field that are looked at
 
 
@@ -33,11 +35,10 @@ def read_authors(fields: Sequence[HeaderField]) -> Authors:
     domains: dict[str, None] = {}
     is_unreadable = is_beyond_limit = False
     for value in found[:MAX_FROM_FIELDS]:
-        addresses = [address for address in parse_address_list(value) if address.is_mailbox]
-        is_beyond_limit |= len(addresses) > MAX_ADDRESSES
-        for address in addresses[:MAX_ADDRESSES]:
-            domain = domain_name((address.domain or b"").decode("utf-8", "replace"))
-            if domain is None or not address.local:
+        named = _known_domains(value) if len(value) <= KNOWN_OCTETS else _read_domains(value)
+        is_beyond_limit |= len(named) > MAX_ADDRESSES
+        for domain in named[:MAX_ADDRESSES]:
+            if domain is None:
                 is_unreadable = True
             else:
                 domains[domain] = None
@@ -48,3 +49,15 @@ def read_authors(fields: Sequence[HeaderField]) -> Authors:
     else:
         fault = "too many author domains" if is_beyond_limit or len(domains) > MAX_AUTHORS else ""
     return Authors(tuple(domains)[:MAX_AUTHORS], fault)
+
+
+def _read_domains(value: bytes) -> tuple[str | None, ...]:
+    """Return the domain of each mailbox of a field, None for one that has none; one beyond the limit."""
+    addresses = [address for address in parse_address_list(value) if address.is_mailbox]
+    return tuple(
+        domain_name((address.domain or b"").decode("utf-8", "replace")) if address.local else None
+        for address in addresses[: MAX_ADDRESSES + 1]
+    )
+
+
+_known_domains = functools.lru_cache(maxsize=1024)(_read_domains)  # few senders write often

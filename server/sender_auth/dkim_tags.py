@@ -7,6 +7,7 @@ and verifies nothing. RFC 6376 3.5, 3.6.1, 8301 (algorithms), 8463 (Ed25519).
 
 from __future__ import annotations
 
+import functools
 import re
 from binascii import Error as Base64Error
 from binascii import a2b_base64
@@ -22,6 +23,7 @@ MAX_SIGNATURES = 10
 MAX_SIGNATURE_OCTETS = 32_768
 MAX_SIGNED_FIELDS = 1000
 MAX_KEY_OCTETS = 8192
+KNOWN_OCTETS = 1024  # of a key's record, and of h=, that are remembered
 MAX_KEYS = 3  # of one name: RFC 6376 6.1.2 lets us try them in turn
 CLOCK_SLOP_SECONDS = 36_000
 ED25519_OCTETS = 32
@@ -140,7 +142,7 @@ def _read(named: Signature, tags: Mapping[bytes, bytes]) -> Signature:
         selector=named.selector,
         algorithm=named.algorithm,
         beginning=named.beginning,
-        names=_names(tags[b"h"]),
+        names=_known_names(tags[b"h"]) if len(tags[b"h"]) <= KNOWN_OCTETS else _names(tags[b"h"]),
         is_header_relaxed=_FORMS[forms[0]],
         is_body_relaxed=len(forms) == 2 and _FORMS[forms[1]],
         limit=_number(tags, b"l"),
@@ -165,6 +167,9 @@ def _names(value: bytes) -> tuple[bytes, ...]:
     if b"from" not in names:
         raise Unusable(UNREADABLE, "From is not signed")  # RFC 6376 6.1.1
     return tuple(names)
+
+
+_known_names = functools.lru_cache(maxsize=1024)(_names)  # a signer signs the same fields each time
 
 
 def _number(tags: Mapping[bytes, bytes], name: bytes) -> int | None:
@@ -219,11 +224,18 @@ def key_of(records: Sequence[tuple[bytes, ...]]) -> Key:
     return Key(tuple((keys or texts)[:MAX_KEYS]), "" if texts else "none")
 
 
-def _tags(text: bytes) -> dict[bytes, bytes]:
+def _tags(text: bytes) -> Mapping[bytes, bytes]:
+    return _known_tags(text) if len(text) <= KNOWN_OCTETS else _read_tags(text)
+
+
+def _read_tags(text: bytes) -> Mapping[bytes, bytes]:
     try:
         return dict(parse_tag_value(text)) if len(text) <= MAX_KEY_OCTETS else {}
     except InvalidTagValueList:
         return {}
+
+
+_known_tags = functools.lru_cache(maxsize=1024)(_read_tags)  # read and never changed
 
 
 def public_key(text: bytes, signature: Signature) -> tuple[bytes, bytes]:

@@ -8,6 +8,7 @@ policy says. Decides nothing: the policy is what the domain's owner asks for.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 
 MAX_QUERIES = 8  # RFC 9989 4.10: names of more labels make no more queries than this
 MAX_RECORD_OCTETS = 8192
+KNOWN_CHARACTERS = 512  # of a record that is remembered
 POLICIES = ("none", "quarantine", "reject")
 _VERSION = re.compile(r"[vV][ \t]*=[ \t]*DMARC1[ \t]*(?:;|\Z)")
 _TAG = re.compile(r"[ \t]*([A-Za-z]+)[ \t]*=([^;]*)")
@@ -72,6 +74,10 @@ class Unknown(Exception):
 
 def parse(text: str) -> Record | None:
     """Return the record of a TXT text; None where it is no DMARC record."""
+    return _known(text) if len(text) <= KNOWN_CHARACTERS else _parse(text)
+
+
+def _parse(text: str) -> Record | None:
     if not _VERSION.match(text) or len(text) > MAX_RECORD_OCTETS:
         return None
     tags: dict[str, str] = {}
@@ -93,6 +99,9 @@ def parse(text: str) -> Record | None:
         rua=tags.get("rua", ""),
         fo=tags.get("fo", "").lower(),
     )
+
+
+_known = functools.lru_cache(maxsize=1024)(_parse)
 
 
 def _policies(tags: Mapping[str, str]) -> tuple[str, str, str]:

@@ -8,8 +8,8 @@ follows from them is in dmarc. RFC 9989 4.10.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
+from typing import Any, Generic, TypeVar
 
 from server.dns import Answer, DnsFailure, DnsTemporary, NoSuchDomain, Resolver
 from server.sender_auth import dmarc
@@ -17,33 +17,62 @@ from server.sender_auth import dmarc
 T = TypeVar("T")
 
 
-async def until(by: float, coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T | None]:
+async def until(by: float | None, coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T | None]:
     """Run coroutines beside each other and return their results, None for those open at `by`.
 
-    by: the loop's time. What is done without waiting is done, however late it is.
+    by: the loop's time, None to wait for all. What is done without waiting, as a remembered answer,
+    makes no task; no task outlives this.
     """
     waiting = list(coroutines)
-    if len(waiting) == 1:
-        return [await _alone(by, waiting[0])]
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in waiting]
-    if not tasks:
-        return []
-    left = by - asyncio.get_running_loop().time()
+    found: list[T | None] = [None] * len(waiting)
+    tasks: dict[int, asyncio.Task[T]] = {}
+    begun = 0
     try:
-        await asyncio.wait(tasks, timeout=max(0.0, left))
+        for begun, coroutine in enumerate(waiting, 1):
+            try:
+                waits_for = coroutine.send(None)
+            except StopIteration as done:
+                found[begun - 1] = done.value
+            else:
+                tasks[begun - 1] = asyncio.ensure_future(_resumed(coroutine, waits_for))
+        if tasks:
+            left = None if by is None else max(0.0, by - asyncio.get_running_loop().time())
+            await asyncio.wait(tasks.values(), timeout=left)
     finally:
-        pending = [task for task in tasks if task.cancel()]
+        for coroutine in waiting[begun:]:
+            coroutine.close()
+        pending = [task for task in tasks.values() if task.cancel()]
         if pending:
             await asyncio.gather(*pending, return_exceptions=True)
-    return [None if task.cancelled() else task.result() for task in tasks]
+    for position, task in tasks.items():
+        found[position] = None if task.cancelled() else task.result()
+    return found
 
 
-async def _alone(by: float, coroutine: Coroutine[Any, Any, T]) -> T | None:
-    try:
-        async with asyncio.timeout_at(by):
-            return await coroutine
-    except TimeoutError:
-        return None
+async def _resumed(coroutine: Coroutine[Any, Any, T], waits_for: Any) -> T:
+    return await _Resumed(coroutine, waits_for)
+
+
+class _Resumed(Generic[T]):
+    """A coroutine whose first step is done and waits for a future, as something to await."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T], waits_for: Any) -> None:
+        self._coroutine = coroutine
+        self._waits_for = waits_for
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        waits_for = self._waits_for
+        while True:
+            try:
+                try:
+                    sent = yield waits_for
+                except BaseException as error:  # noqa: BLE001  a cancellation above all: it is the coroutine's
+                    waits_for = self._coroutine.throw(error)
+                else:
+                    waits_for = self._coroutine.send(sent)
+            except StopIteration as done:
+                result: T = done.value
+                return result
 
 
 class Lookups:

@@ -7,6 +7,7 @@ or a quoted string of printable ASCII, or not at all. Removes nothing itself.
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -58,13 +59,24 @@ class _Value(QuotableValue):  # type: ignore[misc]  # authres carries no types
 
 def field(authserv_id: str, verdicts: Sequence[Verdict]) -> bytes:
     """Return the field for verdicts, folded, with CRLF; without any it says 'none'."""
-    parts = [str(result) for verdict in verdicts if (result := _result(verdict)) is not None]
+    parts = [part for verdict in verdicts if (part := _said(verdict))]
     if not parts:
         parts = [str(AuthenticationResultsHeader.NONE_RESULT)]
     lines = [f"Authentication-Results: {authserv_id};"]
     for position, part in enumerate(parts):
         lines.extend(_fold(part + (";" if position < len(parts) - 1 else "")))
     return "\r\n".join(lines).encode("ascii") + b"\r\n"
+
+
+def _said(verdict: Verdict) -> str:
+    """Return a verdict as a result of RFC 8601; '' where it can't be said."""
+    return _words_of(verdict.method, verdict.result, verdict.reason, tuple(verdict.properties.items()))
+
+
+@functools.lru_cache(maxsize=1024)  # what is found of a domain is found again with its next message
+def _words_of(method: str, result: str, reason: str, properties: tuple[tuple[str, str], ...]) -> str:
+    made = _result(Verdict(method, result, "", reason[:MAX_REASON_OCTETS], dict(properties)))
+    return "" if made is None else str(made)
 
 
 def _result(verdict: Verdict) -> AuthenticationResult | None:

@@ -22,6 +22,7 @@ from server.sender_auth.names import domain_name
 from storage.records import Verdict
 
 if TYPE_CHECKING:
+    from server.clock import Clock
     from server.threads import Threads
 
 # 10 terms with 10 names each, their records, and an explanation (RFC 7208 4.6.4).
@@ -31,6 +32,8 @@ MAX_RECORDS = 100
 MAX_RECORD_OCTETS = 8192
 MAX_TERM_OCTETS = 512
 MAX_EXPLANATION_OCTETS = 512
+MEMORY_SECONDS = 60.0  # for which an outcome is remembered at most
+MEMORY_LIMIT = 10_000
 MAX_NAMES = 10  # of MX and PTR, whose addresses are asked for at once (RFC 7208 4.6.4)
 
 Question = tuple[str, str]
@@ -52,10 +55,20 @@ class _Known:
     answers: dict[Question, list[Record] | None] = field(default_factory=dict)
     missing: Question | None = None
     octets: int = 0  # of all answers, about
+    seconds: float = MEMORY_SECONDS  # for which all answers hold
 
     def add(self, question: Question, answers: list[Record] | None) -> None:
         self.answers[question] = answers
         self.octets += sum(map(_octets, answers or ()))
+
+    def has_macros(self) -> bool:
+        """Return whether any text may be another one for another sender (RFC 7208 7)."""
+        return any(
+            b"%{" in b"".join(value)
+            for (_, rdtype), answers in self.answers.items()
+            if rdtype == "TXT"
+            for _, value in answers or ()
+        )
 
 
 class _Running(threading.local):
@@ -151,6 +164,30 @@ class _Query(spf.query):  # type: ignore[misc]  # pyspf carries no types
         return super().get_explanation(spec)
 
 
+class Memory:
+    """Outcomes that hold for a client's address and a domain, whoever the sender is there.
+
+    Remembered for as long as the answers that they follow from, and a minute at most; what a
+    macro took part in, or a failed lookup, is not.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._outcomes: dict[tuple[str, str], tuple[float, str, str]] = {}
+
+    def find(self, address: str, domain: str) -> tuple[str, str] | None:
+        """Return result and reason, None where they are not known."""
+        found = self._outcomes.get((address, domain))
+        return found[1:] if found is not None and found[0] > self._clock.monotonic() else None
+
+    def keep(self, address: str, domain: str, outcome: tuple[str, str], known: _Known) -> None:
+        """Remember an outcome if it may be."""
+        if known.seconds > 0 and not known.has_macros():
+            if len(self._outcomes) >= MEMORY_LIMIT:
+                self._outcomes.clear()
+            self._outcomes[address, domain] = (self._clock.monotonic() + known.seconds, *outcome)
+
+
 async def check_spf(
     resolver: Resolver,
     threads: Threads,
@@ -159,6 +196,7 @@ async def check_spf(
     sender: str | None,
     helo: str,
     receiver: str,
+    memory: Memory | None = None,
 ) -> Verdict:
     """Return the SPF verdict on a client's address for MAIL FROM, or HELO where that is null.
 
@@ -170,7 +208,11 @@ async def check_spf(
         return nothing
     local = sender.rpartition("@")[0] if sender else ""
     client = _Client(address, local or "postmaster", domain, helo, receiver)
+    remembered = memory.find(address, domain) if memory is not None else None
+    if remembered is not None:
+        return Verdict("spf", remembered[0], domain, remembered[1], properties)
     known = _Known(family)
+    await _learn(resolver, known, (domain, "TXT"))  # what every evaluation begins with
     for _ in range(MAX_RUNS):
         known.missing = None
         if known.octets <= INLINE_OCTETS:
@@ -179,6 +221,8 @@ async def check_spf(
             result, reason = await threads.compute(_evaluate, known, client)
         # pyspf passes over any failure to find an explanation, which only 'fail' has a use for.
         if known.missing is None or result not in ("", "fail"):
+            if memory is not None:
+                memory.keep(address, domain, (result, reason), known)
             return Verdict("spf", result, domain, reason, properties)
         await _learn(resolver, known, known.missing)
     return Verdict("spf", "permerror", domain, "too many lookups", properties)
@@ -220,7 +264,7 @@ def _evaluate(known: _Known, client: _Client) -> tuple[str, str]:
 
 async def _learn(resolver: Resolver, known: _Known, question: Question) -> None:
     """Resolve a question; with MX and PTR also the addresses that will be asked for next."""
-    answers = await _ask(resolver, question)
+    answers = await _ask(resolver, question, known)
     known.add(question, answers)
     if question[1] == "MX":
         hosts = [host for _, (_, host) in sorted(answers or [])]
@@ -229,7 +273,7 @@ async def _learn(resolver: Resolver, known: _Known, question: Question) -> None:
     else:
         return
     wanted = [(host, known.family) for host in hosts[:MAX_NAMES] if host]
-    found = await asyncio.gather(*(_ask(resolver, one) for one in wanted))
+    found = await asyncio.gather(*(_ask(resolver, one, known) for one in wanted))
     for one, addresses in zip(wanted, found, strict=True):
         known.add(one, addresses)
 
@@ -239,13 +283,15 @@ def _octets(record: Record) -> int:
     return sum(map(len, value)) if question[1] == "TXT" else 16
 
 
-async def _ask(resolver: Resolver, question: Question) -> list[Record] | None:
+async def _ask(resolver: Resolver, question: Question, known: _Known) -> list[Record] | None:
     try:
         answer = await resolver.resolve(*question)
     except DnsTemporary:
+        known.seconds = 0.0
         return None
     except DnsFailure:
         return []
+    known.seconds = min(known.seconds, answer.ttl)
     return [(question, _value(question[1], record)) for record in answer.records[:MAX_RECORDS]]
 
 

@@ -21,7 +21,7 @@ from server.sender_auth.authors import Authors, read_authors
 from server.sender_auth.dkim_tags import Key, Signature, key_of, signatures
 from server.sender_auth.lookups import Lookups, until
 from server.sender_auth.observed import Observed, observe
-from server.sender_auth.spf_check import check_spf, unchecked
+from server.sender_auth.spf_check import Memory, check_spf, unchecked
 from storage.records import Envelope, Peer, Verdict
 
 if TYPE_CHECKING:
@@ -62,14 +62,9 @@ async def _beside(
     dkim: Coroutine[Any, Any, tuple[Verdict, ...]],
 ) -> tuple[Verdict, tuple[Verdict, ...]]:
     """Run the three beside each other and return what two of them find; no task outlives this."""
-    tasks = asyncio.ensure_future(walk), asyncio.ensure_future(spf), asyncio.ensure_future(dkim)
-    try:
-        _, verdict, verdicts = await asyncio.gather(*tasks)
-        return verdict, verdicts
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    every: list[Coroutine[Any, Any, Any]] = [walk, spf, dkim]
+    found: list[Any] = await until(None, every)
+    return found[1], found[2]
 
 
 class Verifier:
@@ -92,6 +87,7 @@ class Verifier:
         self._threads = threads
         self._clock = clock
         self._hostname = hostname
+        self._memory = Memory(clock)
         self._deadline_seconds = deadline_seconds
         self._believed_sealers = frozenset(domain.lower() for domain in believed_sealers)
 
@@ -134,6 +130,7 @@ class Verifier:
             sender=sender,
             helo=helo,
             receiver=self._hostname,
+            memory=self._memory,
         )
         [verdict] = await until(by, [check])
         return verdict or unchecked(sender=sender, helo=helo, result="temperror")
@@ -224,15 +221,15 @@ class _Identifiers:
 
     @classmethod
     def of(cls, verdicts: Sequence[Verdict]) -> _Identifiers:
-        def domains(method: str, result: str) -> tuple[str, ...]:
-            found = [v.domain for v in verdicts if (v.method, v.result) == (method, result) and v.domain]
-            return tuple(dict.fromkeys(found))
-
+        found: dict[tuple[str, str], dict[str, None]] = {}
+        for verdict in verdicts:
+            if verdict.domain:
+                found.setdefault((verdict.method, verdict.result), {})[verdict.domain] = None
         return cls(
-            next(iter(domains("spf", "pass")), None),
-            domains("dkim", "pass"),
-            next(iter(domains("spf", "temperror")), None),
-            domains("dkim", "temperror"),
+            next(iter(found.get(("spf", "pass"), ())), None),
+            tuple(found.get(("dkim", "pass"), ())),
+            next(iter(found.get(("spf", "temperror"), ())), None),
+            tuple(found.get(("dkim", "temperror"), ())),
         )
 
     @property

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from server.sender_auth import spf_check
 from server.sender_auth.spf_check import check_spf
 from storage.records import Verdict
+from tests.fakes import FakeClock
 from tests.sender_auth.original import load
 from tests.sender_auth.zone import TIMEOUT, InlineThreads, ZoneResolver
 
@@ -86,6 +87,59 @@ def test_more_mx_records_than_may_be_looked_up_are_an_error() -> None:
     zone = record("v=spf1 mx -all")
     zone["example.com"]["MX"] = [(10, f"h{number}.example.com") for number in range(11)]
     assert check(zone)[0].result == "permerror"
+
+
+def remembering(
+    zone: dict[str, dict[str, list[Any]]], *asked: tuple[str, str]
+) -> tuple[list[str], ZoneResolver, FakeClock]:
+    """Results for (sender, address) pairs in one memory, a second apart."""
+    resolver, clock = ZoneResolver(zone), FakeClock()
+    memory = spf_check.Memory(clock)
+
+    async def all_of_them() -> list[str]:
+        results = []
+        for sender, address in asked:
+            verdict = await check_spf(
+                resolver,
+                InlineThreads(),  # type: ignore[arg-type]  # stands in for Threads
+                address=address,
+                sender=sender,
+                helo="mail.example.com",
+                receiver="mx.example.net",
+                memory=memory,
+            )
+            assert verdict.properties == {"smtp.mailfrom": sender}
+            results.append(verdict.result)
+            clock.advance(35)
+        return results
+
+    return asyncio.run(all_of_them()), resolver, clock
+
+
+def test_outcome_holds_for_an_address_and_a_domain_and_no_longer_than_its_answers() -> None:
+    zone = record("v=spf1 ip4:192.0.2.1 -all")
+    ann, bob = ("ann@example.com", "192.0.2.1"), ("bob@example.com", "192.0.2.1")
+    results, resolver, _ = remembering(zone, ann, bob, ("ann@example.com", "192.0.2.2"), ann)
+    assert results == ["pass", "pass", "fail", "pass"]
+    assert len(resolver.asked) == 3  # the second is remembered, and the last came after a minute
+
+
+@pytest.mark.parametrize("text", ["v=spf1 exists:%{l}.ok.example -all", "v=spf1 redirect=next.example"])
+def test_outcome_that_a_macro_took_part_in_is_not_remembered(text: str) -> None:
+    zone = {
+        **record(text),
+        "next.example": {"TXT": ["v=spf1 exists:%{l}.ok.example -all"]},
+        "ann.ok.example": {"A": ["127.0.0.2"]},
+    }
+    asked = [(f"{name}@example.com", "192.0.2.1") for name in ("ann", "bob", "ann")]
+    assert remembering(zone, *asked)[0] == ["pass", "fail", "pass"]
+
+
+def test_failed_lookup_is_not_remembered() -> None:
+    zone: dict[str, dict[str, list[Any]]] = {"example.com": {"TXT": [TIMEOUT]}}
+    results, resolver, _ = remembering(zone, *[("ann@example.com", "192.0.2.1")] * 2)
+    assert results == ["temperror", "temperror"]
+    assert len(resolver.asked) == 2
 
 
 def test_at_sign_in_a_quoted_local_part_moves_no_domain() -> None:
