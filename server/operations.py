@@ -90,6 +90,7 @@ def domain_add(context: Context, *, name: str, organization: str = "") -> dict[s
     """Create a domain with an RSA-2048 and an Ed25519 key; returns the DNS records to publish.
 
     organization: name or id; empty takes the only one, or makes one called as the domain.
+    A domain that was restored without its keys gets new ones.
     """
     now = context.clock.now()
     domain = _domain_name(name)
@@ -98,7 +99,8 @@ def domain_add(context: Context, *, name: str, organization: str = "") -> dict[s
 
     def unit(connection: Connection) -> Domain:
         owner = _organization(connection, organization, now, fallback=domain)
-        made = accounts.add_domain(connection, organization_id=owner.id, name=domain, at=now)
+        made = _keyless(connection, owner.id, domain)
+        made = made or accounts.add_domain(connection, organization_id=owner.id, name=domain, at=now)
         for algorithm, pem, record in keys:
             accounts.add_dkim_key(
                 connection,
@@ -160,7 +162,10 @@ def inbox_add(
     display_name: str = "",
     quota_octets: int = 0,
 ) -> dict[str, Any]:
-    """Create an inbox on a domain of the appliance with an app password, which is shown this once."""
+    """Create an inbox on a domain of the appliance with an app password, which is shown this once.
+
+    One that was restored, and has no password any more, gets a new one and is else left as it is.
+    """
     now = context.clock.now()
     mailbox = _address(address)
     password = new_password()
@@ -170,7 +175,7 @@ def inbox_add(
         domain = accounts.find_domain(connection, name=mailbox.rpartition("@")[2])
         if domain is None:
             raise OperationFailed("no_such_domain", f"{mailbox}: its domain is not on this appliance")
-        made = accounts.add_mailbox(
+        made = _locked_out(connection, mailbox) or accounts.add_mailbox(
             connection,
             organization_id=domain.organization_id,
             address=mailbox,
@@ -401,6 +406,19 @@ def _step(event: Event) -> dict[str, Any]:
         "inbox": event.mailbox_id,
         "data": dict(event.data),
     }
+
+
+def _keyless(connection: Connection, organization_id: str, name: str) -> Domain | None:
+    """Return an organization's domain that no key signs for, as a lost database leaves it."""
+    found = accounts.find_domain(connection, name=name)
+    is_ours = found is not None and found.organization_id == organization_id
+    return found if is_ours and not accounts.dkim_keys(connection, domain=name) else None
+
+
+def _locked_out(connection: Connection, address: str) -> Mailbox | None:
+    """Return an inbox that nobody can log in to, as a lost database leaves it."""
+    found = accounts.find_mailbox(connection, address=address)
+    return found if found is not None and not accounts.credentials(connection, mailbox_id=found.id) else None
 
 
 def _domain_name(text: str) -> str:

@@ -214,8 +214,8 @@ class Placing:
         found = None if present is None else present.find(directory, entry.name.base)
         name = found or entry.name
         path = name.within(directory)
-        if found is not None:
-            # What a crash left there may lie in directories that came back in part.
+        if present is not None:
+            # After a power cut directories that were new may have come back in part.
             self.maildir.ensure(entry.location.mailbox_id, entry.location.folder)
         if found is None or not self.is_right(path, entry.encoded, prefix):
             source = None if found else sources.get(prefix)

@@ -78,7 +78,7 @@ class Rebuilder:
         self._database = database
         self._maildir = maildir
         self._render = render
-        self._lists: dict[int, tuple[str, FolderList]] = {}
+        self._listed: dict[int, str] = {}  # folders whose lists are believed, with their inboxes
         self._inboxes: list[str] = []
         self.report = Rebuilt()
 
@@ -101,11 +101,10 @@ class Rebuilder:
 
     def finish(self, *, at: int) -> None:
         """Give the messages their UIDs back, those that the journal's replay made too."""
-        for folder_id, (mailbox_id, listed) in self._lists.items():
-            self._restore_messages(folder_id, mailbox_id, listed, at)
+        for folder_id, mailbox_id in self._listed.items():
+            self._restore_messages(folder_id, mailbox_id, at)
         for mailbox_id in self._inboxes:
             self._rename_copies(mailbox_id)
-        self._lists.clear()
         if self.report.inboxes:
             self._database.write(lambda c: run(c, "DELETE FROM settings WHERE name = ?", (_BEGUN,)) and None)
             _log.warning("the database knew nothing of this mail, restored: %s", self.report)
@@ -137,7 +136,7 @@ class Rebuilder:
             )
             self.report.folders += 1
             if known and listed is not None:
-                self._lists[made] = mailbox_id, listed
+                self._listed[made] = mailbox_id
             else:
                 self.report.doubtful += 1
                 _log.error("the list of folder %s in %s cannot be believed: new UIDs", folder, mailbox_id)
@@ -145,11 +144,14 @@ class Rebuilder:
 
     # ---- messages ----
 
-    def _restore_messages(self, folder_id: int, mailbox_id: str, listed: FolderList, at: int) -> None:
-        replayed = self._database.read(lambda c: _named(c, folder_id))
-        self._database.write(lambda c: self._correct(c, folder_id, listed, replayed, at))
+    def _restore_messages(self, folder_id: int, mailbox_id: str, at: int) -> None:
         folder = self._database.read(lambda c: run(c, _NAME, (folder_id,)).fetchone()[0])
         directory = self._maildir.folder_path(mailbox_id, folder)
+        # Read once more: all lists at once may be more than memory holds.
+        listed = lists.read((directory / FOLDER_FILE).read_bytes())
+        assert listed is not None, "it was read before"
+        replayed = self._database.read(lambda c: _named(c, folder_id))
+        self._database.write(lambda c: self._correct(c, folder_id, listed, replayed, at))
         wanted = {base: one for base, one in listed.live.items() if base not in replayed}
         for batch in _batches(directory, wanted, self._render):
             self._database.write(lambda c, some=batch: _insert(c, folder_id, some, at))  # type: ignore[misc]  # bound now

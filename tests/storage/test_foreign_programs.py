@@ -16,6 +16,8 @@ import pytest
 
 from storage import mailboxes
 from storage.db import Database
+from storage.listing import Listing
+from storage.lists import FOLDER_FILE
 from storage.records import Flag
 from tests.postgres import require_all
 from tests.storage.mailroom import (
@@ -31,8 +33,12 @@ from tests.storage.mailroom import (
 
 @pytest.fixture
 def room(database: Database, tmp_path: Path) -> Mailroom:
-    """An inbox with its first folders, and directories for all of them."""
-    return with_directories(open_mailroom(database, tmp_path))
+    """An inbox with its first folders, directories for all of them, and the lists that we keep there."""
+    room = with_directories(open_mailroom(database, tmp_path))
+    Listing(room.database, room.maildir).run()
+    assert (room.path() / FOLDER_FILE).exists()
+    assert (room.path("Sent") / FOLDER_FILE).exists()
+    return room
 
 
 def programs(name: str) -> str:
