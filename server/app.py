@@ -12,6 +12,7 @@ import random
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -246,6 +247,7 @@ class Appliance:
         self, threads: Threads, hub: Hub, routing: Routing, intake: Intake, resolver: Any
     ) -> None:
         from server.delivery.bounce import Bouncer
+        from server.delivery.complaints import Complaints
         from server.delivery.scheduler import Scheduler
 
         settings = self.settings
@@ -268,6 +270,50 @@ class Appliance:
             threads=threads, hub=hub, intake=intake, clock=self.clock, hostname=settings.server.hostname
         )
         self._add("bounces", start=bouncer.start, stop=bouncer.stop)
+        complaints = Complaints(threads=threads, hub=hub, clock=self.clock, hostname=settings.server.hostname)
+        self._add("complaints", start=complaints.start, stop=complaints.stop)
+        self._build_webhooks(threads, hub, resolver)
+
+    def _build_webhooks(self, threads: Threads, hub: Hub, resolver: Any) -> None:
+        from server.events.posting import Poster
+        from server.events.rule_calls import RuleCalls, content_of
+        from server.events.webhooks import Deliverer
+
+        settings = self.settings.webhooks
+        poster = Poster(
+            resolver=resolver,
+            allow_private=settings.allow_private_addresses,
+            timeout_seconds=settings.timeout_seconds,
+        )
+        deliverer = Deliverer(
+            threads=threads,
+            hub=hub,
+            clock=self.clock,
+            poster=poster,
+            secret=self._webhook_secret(),
+            content_of=lambda call: content_of(threads, call),
+            timeout_seconds=settings.timeout_seconds,
+            concurrency=settings.concurrency,
+            dice=random.Random(),  # noqa: S311  spreads retries, keeps no secret
+        )
+        self._add("webhooks", start=deliverer.start, stop=deliverer.stop)
+        calls = RuleCalls(threads=threads, hub=hub, clock=self.clock, expiry_hours=settings.expiry_hours)
+        self._add("calls of rules", start=calls.start, stop=calls.stop)
+
+    def _webhook_secret(self) -> Callable[[], bytes]:
+        """Return what gives the signing secret; the appliance's own is made when it is first asked for."""
+        from server.events import posting, rule_calls
+
+        reference = self.settings.webhooks.secret_file
+        if not reference:
+            return cache(
+                partial(rule_calls.kept_secret, self.settings.server.data_directory / "webhook.secret")
+            )
+        try:
+            secret = posting.read_secret(read_secret(reference))
+        except (LookupError, OSError, ValueError) as error:
+            raise StartFailed(f"webhooks.secret_file: {error}") from None
+        return lambda: secret
 
     def _build_smtp(self, threads: Threads, intake: Intake, login: Login) -> None:
         from server.smtp.server import SmtpServer

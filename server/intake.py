@@ -26,6 +26,7 @@ from server.arrival import (
     accepted_event,
     appended,
     confirmations,
+    feedback,
     remote_target,
     trace_fields,
     webhook_calls,
@@ -427,7 +428,9 @@ class Intake:
             envelope = replace(envelope, recipients=tuple(group.recipients))
         if decision.require_tls:
             envelope = replace(envelope, tls_only=True)
-        events = arrival.events
+        events = arrival.events + feedback(
+            arrival, judgement.letter, group.organization_id, message_id=message_id, now=now
+        )
         if decision is not UNRULED:
             events += await self._steer(arrival, group, decision, message_id=message_id, now=now)
         ruled = b"".join(header.fold(name, header.encode(value)) for name, value in decision.headers)

@@ -56,7 +56,7 @@ class Group:
 
     @property
     def verified(self) -> bool:
-        """Whether it goes only under TLS with a certificate for the host: by the sender's word or by policy."""
+        """Whether it goes only under TLS with a certificate for the host: the sender's word, or policy's."""
         return self.require_tls or self.deliveries[0].envelope.tls_only
 
     @property

@@ -26,7 +26,9 @@ _REPORT_KIND = "message/feedback-report"
 _RETURNED_KINDS = frozenset(
     ("message/rfc822", "message/global", "text/rfc822-headers", "message/global-headers")
 )
-_OUR_TRACE = re.compile(rb"\bby[ \t]+([^ \t;]{1,255})[ \t]+with[ \t]+[^ \t;]{1,64}[ \t]+id[ \t]+(msg_[0-9a-z]{26})\b")
+_OUR_TRACE = re.compile(
+    rb"\bby[ \t]+([^ \t;]{1,255})[ \t]+with[ \t]+[^ \t;]{1,64}[ \t]+id[ \t]+(msg_[0-9a-z]{26})\b"
+)
 _ADDRESS = re.compile(r"[^\s<>]{1,256}@[^\s<>]{1,255}")
 
 
