@@ -12,6 +12,7 @@ import random
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -312,6 +313,7 @@ class Appliance:
         self, threads: Threads, hub: Hub, routing: Routing, intake: Intake, resolver: Any
     ) -> None:
         from server.delivery.bounce import Bouncer
+        from server.delivery.complaints import Complaints
         from server.delivery.held import HeldExpiry
         from server.delivery.scheduler import Scheduler
 
@@ -348,6 +350,9 @@ class Appliance:
             answer=settings.delivery.held_expiry_answer,
         )
         single.addService(Part("held mail", start=expiry.start, stop=expiry.stop))
+        complaints = Complaints(threads=threads, hub=hub, clock=self.clock, hostname=settings.server.hostname)
+        single.addService(Part("complaints", start=complaints.start, stop=complaints.stop))
+        self._add_webhooks(single, threads, hub, resolver)
         self._add_dmarc(single, threads, hub, intake, resolver)
         sole = threads.store.sole("single") if threads.store.is_shared else None
         alone = Single(single, threads=threads, sole=sole)
@@ -375,6 +380,47 @@ class Appliance:
             address=settings.report_address,
         )
         single.addService(Part("reports of others", start=reader.start, stop=reader.stop))
+
+    def _add_webhooks(self, single: Tree, threads: Threads, hub: Hub, resolver: Any) -> None:
+        from server.events.posting import Poster
+        from server.events.rule_calls import RuleCalls, content_of
+        from server.events.webhooks import Deliverer
+
+        settings = self.settings.webhooks
+        poster = Poster(
+            resolver=resolver,
+            allow_private=settings.allow_private_addresses,
+            timeout_seconds=settings.timeout_seconds,
+        )
+        deliverer = Deliverer(
+            threads=threads,
+            hub=hub,
+            clock=self.clock,
+            poster=poster,
+            secret=self._webhook_secret(),
+            content_of=lambda call: content_of(threads, call),
+            timeout_seconds=settings.timeout_seconds,
+            concurrency=settings.concurrency,
+            dice=random.Random(),  # noqa: S311  spreads retries, keeps no secret
+        )
+        single.addService(Part("webhooks", start=deliverer.start, stop=deliverer.stop))
+        calls = RuleCalls(threads=threads, hub=hub, clock=self.clock, expiry_hours=settings.expiry_hours)
+        single.addService(Part("calls of rules", start=calls.start, stop=calls.stop))
+
+    def _webhook_secret(self) -> Callable[[], bytes]:
+        """Return what gives the signing secret; the appliance's own is made when it is first asked for."""
+        from server.events import posting, rule_calls
+
+        reference = self.settings.webhooks.secret_file
+        if not reference:
+            return cache(
+                partial(rule_calls.kept_secret, self.settings.server.data_directory / "webhook.secret")
+            )
+        try:
+            secret = posting.read_secret(read_secret(reference))
+        except (LookupError, OSError, ValueError) as error:
+            raise StartFailed(f"webhooks.secret_file: {error}") from None
+        return lambda: secret
 
     def _build_smtp(self, threads: Threads, intake: Intake, login: Login) -> None:
         from server.smtp.server import SmtpServer

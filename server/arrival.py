@@ -51,6 +51,7 @@ STAGES_OF: Mapping[Source, tuple[str, ...]] = {
     Source.APPEND: (),
 }
 WEBHOOK = "message.webhook"
+FEEDBACK = "message.feedback"
 FROM_OUTSIDE = frozenset({Source.MX, Source.LMTP})
 
 
@@ -219,6 +220,15 @@ def confirmations(arrival: Arrival, group: Group, *, message_id: str, now: int) 
                 mailbox_id=local.mailbox.id,
                 data={"recipient": recipient.address, "orcpt": recipient.orcpt or "", "code": 250},
             )
+
+
+def feedback(
+    arrival: Arrival, letter: Letter, organization_id: str, *, message_id: str, now: int
+) -> tuple[Event, ...]:
+    """Return the event that has a feedback report read (RFC 5965 2), where one seems to come from outside."""
+    if arrival.source not in FROM_OUTSIDE or "feedback-report" not in letter.word(b"content-type").lower():
+        return ()
+    return (Event(ids.new("evt"), FEEDBACK, now, organization_id, message_id),)
 
 
 def webhook_calls(

@@ -25,6 +25,7 @@ from server.arrival import (
     accepted_event,
     appended,
     confirmations,
+    feedback,
     is_checked,
     remote_target,
     trace_fields,
@@ -485,7 +486,9 @@ class Intake:
             envelope = replace(envelope, recipients=tuple(group.recipients))
         if decision.require_tls:
             envelope = replace(envelope, tls_only=True)
-        events = arrival.events
+        events = arrival.events + feedback(
+            arrival, judgement.letter, group.organization_id, message_id=message_id, now=now
+        )
         if decision is not UNRULED:
             events += await self._steer(arrival, group, decision, message_id=message_id, now=now)
         ruled = b"".join(header.fold(name, header.encode(value)) for name, value in decision.headers)

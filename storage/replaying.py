@@ -48,13 +48,14 @@ def page(connection: Connection, *, since: int, after: str, limit: int = PAGE) -
         messages.c.id > after, messages.c.accepted_at >= since, messages.c.source.in_(JUDGED)
     )
     rows = connection.execute(query.order_by(messages.c.id).limit(limit)).all()
-    places = _places(connection, [row.id for row in rows])
+    places = places_of(connection, [row.id for row in rows])
     return [_stored(row, places.get(row.id, ())) for row in rows]
 
 
-def _places(
+def places_of(
     connection: Connection, wanted: Sequence[str]
 ) -> dict[str, tuple[tuple[str, str, str, Entry], ...]]:
+    """Return where each message lies: (inbox id, its address, folder name, entry) of its copies."""
     joined = entries.join(folders, folders.c.id == entries.c.folder_id)
     joined = joined.join(mailboxes, mailboxes.c.id == folders.c.mailbox_id)
     columns = [entries.c[name] for name in Entry.__slots__]

@@ -419,6 +419,42 @@ signs_due = Table(
     sqlite_autoincrement=True,
 )
 
+# How often the condition of a rule's limit held lately for a value, kept as a digest: in the stretch that
+# begins at start, and in the one before it. changed_at: the database's own order of changes.
+limit_windows = Table(
+    "limit_windows",
+    metadata,
+    Column("rule", Text, primary_key=True),
+    Column("digest", LargeBinary, primary_key=True),
+    Column("period", BigInteger, nullable=False),
+    Column("start", BigInteger, nullable=False),
+    Column("count", BigInteger, nullable=False),
+    Column("before", BigInteger, nullable=False),
+    Column("changed_at", BigInteger, nullable=False),
+    Index("ix_limit_windows_changed_at", "changed_at"),
+    sqlite_with_rowid=False,
+)
+
+# Calls of URLs that are still to be made; what is done or given up is an event and no row.
+webhook_calls = Table(
+    "webhook_calls",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("organization_id", Text, ForeignKey("organizations.id"), nullable=False),
+    Column("event_id", Text, nullable=False),  # what it tells of; one call an event and URL
+    Column("message_id", Text),
+    Column("url", Text, nullable=False),
+    Column("origin", Text, nullable=False),  # scheme, host and port of the URL
+    Column("kind", Text, nullable=False),
+    Column("payload", Text, nullable=False),
+    Column("content", SmallInteger, nullable=False),  # 1: the message itself goes with it
+    Column("created_at", BigInteger, nullable=False),
+    Column("next_attempt_at", BigInteger, nullable=False, index=True),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("tries", Integer, nullable=False),
+    UniqueConstraint("event_id", "url"),
+)
+
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,

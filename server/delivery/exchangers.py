@@ -10,13 +10,14 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv6Address, ip_address
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from server import dns
 from server.delivery import outcome
 from server.dns import DnsFailure, DnsTemporary, Mx, NoAnswer, NoSuchDomain
 from server.mail.address import literal_address
+from server.mail.network import is_public
 from server.next_hop import NextHop, NextHopKind
 from server.smtp.client import Endpoint
 from server.smtp.client_machine import Dialect
@@ -145,14 +146,6 @@ class Exchangers:
             text = f"{domain} is an address of a private network"
             raise Unroutable(outcome.bounced("dns", 550, "5.4.4", text))
         return Exchanger(0, (Endpoint(domain, address, self._port),))
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the public Internet, also when it is mapped into IPv6."""
-    parsed = ip_address(address)
-    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
-        parsed = parsed.ipv4_mapped
-    return parsed.is_global and not parsed.is_multicast
 
 
 def interleave(addresses: Sequence[str]) -> list[str]:
