@@ -90,6 +90,7 @@ class Appliance:
         self._rulebook: Rulebook
         self._tls: ServerTls
         self._tasks: set[asyncio.Task[None]] = set()
+        self._reloading = asyncio.Lock()
         self._proxied: set[Any] = set()  # sockets whose connections begin with a PROXY header
 
     async def start(self) -> None:
@@ -121,9 +122,17 @@ class Appliance:
 
     def reload(self) -> None:
         """Read certificates and policies anew; a faulty one is logged and the old stays in force."""
+        self._keep(self._reload())
+
+    async def _reload(self) -> None:
+        async with self._reloading:
+            await self._read_anew()
+
+    async def _read_anew(self) -> None:
         notify.reloading()
         try:
-            self._rulebook.reload()
+            # A list may have a million lines: they are read beside the loop and put in force on it.
+            self._rulebook.put(await asyncio.to_thread(self._rulebook.read))
         except (PolicyError, OSError) as error:
             log.error("policies not reloaded", problem=str(error))
         for problem in self._tls.reload():

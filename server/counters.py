@@ -40,8 +40,9 @@ class Counters:
         self._pending: dict[tuple[str, str, int], int] = {}
         self._written: set[tuple[str, bytes]] = set()
         self._remembered: OrderedDict[tuple[str, bytes], None] = OrderedDict()
+        self._once: OrderedDict[tuple[str, int], int] = OrderedDict()
         self._flushing = asyncio.Lock()
-        self._is_alone = threads.store.database.dialect == "sqlite"
+        self.is_alone = threads.store.database.dialect == "sqlite"
 
     async def load(self, keys: Iterable[Key]) -> None:
         """Have the counts of keys to hand, so that total can tell them."""
@@ -62,7 +63,7 @@ class Counters:
         if known is None:
             return False
         self._known.move_to_end(key)
-        return self._is_alone or self._clock.monotonic() - known[0] < FRESH_SECONDS
+        return self.is_alone or self._clock.monotonic() - known[0] < FRESH_SECONDS
 
     def _remember(self, key: Key, buckets: dict[int, int]) -> None:
         self._known[key] = self._clock.monotonic(), buckets
@@ -83,10 +84,12 @@ class Counters:
         grain = sending.GRAIN[kind]
         now = self._clock.now()
         start = now - now % grain
-        if kind != sending.SIMILAR:
-            self._pending[kind, key, start] = self._pending.get((kind, key, start), 0) + amount
-        elif (kind, key) not in self._known:
-            self._remember((kind, key), {})
+        if kind == sending.SIMILAR:
+            written = self._repeated(key, start, amount)
+        else:
+            written = amount
+        if written:
+            self._pending[kind, key, start] = self._pending.get((kind, key, start), 0) + written
         known = self._known.get((kind, key))
         if known is not None:
             buckets = known[1]
@@ -94,6 +97,32 @@ class Counters:
             if len(buckets) > BUCKETS_LIMIT:
                 for old in sorted(buckets)[: len(buckets) - BUCKETS_LIMIT + 10]:
                     del buckets[old]
+
+    def _repeated(self, key: str, start: int, amount: int) -> int:
+        """Return what is to be written of a text: nothing the first time it is seen, then all of it."""
+        # Most texts are seen once: were each written, they would cost four rows a message.
+        kind = sending.SIMILAR
+        is_new = (kind, key) not in self._known
+        if is_new:
+            self._remember((kind, key), {})
+            self._once[key, start] = amount
+            if len(self._once) > LIMIT:
+                self._once.popitem(last=False)
+            return 0
+        return amount + self._once.pop((key, start), 0)
+
+    async def load_texts(self) -> None:
+        """Take the counts of texts that the database keeps: at the start, and other processes' later on."""
+        since = self._clock.now() - 3600 * SECOND - sending.GRAIN[sending.SIMILAR]
+        async with self._flushing:
+            found = await self._threads.read(partial(sending.texts, since=since, limit=LIMIT // 2))
+            for (kind, name, start), count in self._pending.items():
+                if (kind, name) in found:
+                    found[kind, name][start] = found[kind, name].get(start, 0) + count
+            for pair, buckets in found.items():
+                known = self._known[pair][1] if pair in self._known else {}
+                kept = {start: max(count, known.get(start, 0)) for start, count in buckets.items()}
+                self._remember(pair, {**known, **kept})
 
     def write_to(self, organization_id: str, digests: Collection[bytes]) -> None:
         """Note whom an organization wrote to."""

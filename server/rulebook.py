@@ -1,6 +1,6 @@
 """The policy rules in force: read from a directory, replaced whole on reload.
 
-Owns the files' reading, the lists as they stand now, the counts of limits, and the
+Owns the files' reading, the lists as they stand now, and the
 turning of an engine's ruling into a decision record. A directory with a faulty rule
 or list changes nothing: the old ones stay.
 """
@@ -17,6 +17,7 @@ from policies.engine import ACCEPTED, judge, wanted
 from policies.facts import DEFAULT_LIMITS
 from policies.rules import ListSource, RuleSet, Ruling
 from server.clock import SystemClock
+from server.limits import Limits
 from server.refusal import Refusal
 from storage.records import Action, Decision, RuleTrace
 
@@ -25,10 +26,12 @@ if TYPE_CHECKING:
     from policies.rules import Derived, ListDeclaration, Rule
     from server.clock import Clock
 
-SPENT_LIMIT = 100_000
 LIST_FILE_OCTETS = 64 << 20
 UNRULED = Decision()
 Stamp = tuple[int, int, int]
+
+
+Loaded = tuple[RuleSet, "dict[str, Entries]", dict[Path, Stamp]]
 
 
 class Rulebook:
@@ -43,20 +46,20 @@ class Rulebook:
         scanners: Collection[str] = (),
     ) -> None:
         self._directory = directory
-        self._limits = limits
+        self._figures = limits
         self._scanners = frozenset(scanners)
         self._clock = clock or SystemClock()
         self._database: Mapping[str, Sequence[str]] = {}
         self._is_outdated = True
-        self._spent: dict[tuple[str, str], Spent] = {}
+        self.limits = Limits(self._clock)
         self._rules, self._lists, self._stamps = self._read()
 
-    def _read(self) -> tuple[RuleSet, dict[str, Entries], dict[Path, Stamp]]:
+    def _read(self) -> Loaded:
         if not self._directory.is_dir():
             # Without this a mistyped path would switch every rule off.
             raise _faulty(self._directory, "there is no such directory of rules")
         files = sorted(self._directory.glob("*.toml"))
-        rules = compile_rules([(str(path), _text(path)) for path in files], self._limits, self._scanners)
+        rules = compile_rules([(str(path), _text(path)) for path in files], self._figures, self._scanners)
         return rules, *self._read_lists(rules)
 
     def _read_lists(self, rules: RuleSet) -> tuple[dict[str, Entries], dict[Path, Stamp]]:
@@ -80,20 +83,39 @@ class Rulebook:
             raise PolicyError(tuple(problems))
         return found, stamps
 
-    def reload(self) -> None:
-        """Read the rules again; raises policies.compile.PolicyError and keeps the old ones."""
-        self._rules, self._lists, self._stamps = self._read()
+    def read(self) -> Loaded:
+        """Read rules and lists anew, off the loop where they may be long; PolicyError. Changes nothing."""
+        return self._read()
+
+    def put(self, loaded: Loaded) -> None:
+        """Have what was read in force, from one judging to the next."""
+        self._rules, self._lists, self._stamps = loaded
         self._is_outdated = True
 
-    def refresh_lists(self) -> bool:
-        """Read the lists again where a file of theirs changed; raises PolicyError and keeps the old ones."""
-        if all(_stamp(path) == stamp for path, stamp in self._stamps.items()):
-            return False
+    def reload(self) -> None:
+        """Read the rules again at once; raises policies.compile.PolicyError and keeps the old ones."""
+        self.put(self.read())
+
+    def read_lists(self) -> Loaded | None:
+        """Read the lists again where a file of theirs changed, else None; PolicyError. Changes nothing."""
         rules = self._rules
-        found, stamps = self._read_lists(rules)
+        if all(_stamp(path) == stamp for path, stamp in self._stamps.items()):
+            return None
+        return rules, *self._read_lists(rules)
+
+    def put_lists(self, loaded: Loaded | None) -> bool:
+        """Have lists that were read in force, unless the rules changed since; return whether there are any."""
+        if loaded is None:
+            return False
+        rules, found, stamps = loaded
         if rules is self._rules:
             self._lists, self._stamps = found, stamps
+            self._is_outdated = True
         return True
+
+    def refresh_lists(self) -> bool:
+        """Read the lists again at once where a file changed; raises PolicyError and keeps the old ones."""
+        return self.put_lists(self.read_lists())
 
     @property
     def wants_database_lists(self) -> bool:
@@ -106,13 +128,29 @@ class Rulebook:
         """Take note that lists of the database changed."""
         self._is_outdated = True
 
-    def take_database_lists(self, entries: Mapping[str, Sequence[str]]) -> None:
-        """Take the entries of all lists that the database keeps; those of no use to a list are left out."""
-        self._is_outdated = False
+    def read_database_lists(self, entries: Mapping[str, Sequence[str]]) -> tuple[RuleSet, dict[str, Entries]]:
+        """Return the lists of what the database keeps, whatever is of no use to a list left out."""
+        rules = self._rules
+        found = {
+            name: lists.read(declared.kind, entries.get(name, ()))[0]
+            for name, declared in rules.lists.items()
+            if declared.source is ListSource.DATABASE
+        }
+        return rules, found
+
+    def put_database_lists(
+        self, entries: Mapping[str, Sequence[str]], loaded: tuple[RuleSet, dict[str, Entries]]
+    ) -> None:
+        """Have these lists in force, unless the rules changed meanwhile."""
+        rules, found = loaded
         self._database = entries
-        for name, declared in self._rules.lists.items():
-            if declared.source is ListSource.DATABASE:
-                self._lists[name] = lists.read(declared.kind, entries.get(name, ()))[0]
+        if rules is self._rules:
+            self._is_outdated = False
+            self._lists = {**self._lists, **found}
+
+    def take_database_lists(self, entries: Mapping[str, Sequence[str]]) -> None:
+        """Take the entries of all lists that the database keeps, at once."""
+        self.put_database_lists(entries, self.read_database_lists(entries))
 
     @property
     def entries(self) -> Mapping[str, Entries]:
@@ -135,7 +173,7 @@ class Rulebook:
         return {
             "rules": rules,
             "lists": listed,
-            "limits": dict(self._limits),
+            "limits": dict(self._figures),
             "scanners": sorted(self._scanners),
         }
 
@@ -171,46 +209,7 @@ class Rulebook:
 
     def spend(self, rule: Rule, value: str) -> bool:
         """Count one event for a limit and a value of its fact; return whether it is still within."""
-        key = rule.name, value
-        now = self._clock.monotonic()
-        spent = self._spent.get(key)
-        if spent is None:
-            if len(self._spent) >= SPENT_LIMIT:
-                self._make_room(now)
-            spent = self._spent[key] = Spent(now)
-        return spent.take(now, rule.limit, rule.period_seconds)
-
-    def _make_room(self, now: float) -> None:
-        """Drop what is over, then the oldest until a tenth is free."""
-        self._spent = {key: one for key, one in self._spent.items() if now - one.begun < one.lasts}
-        for key in list(self._spent)[: max(0, len(self._spent) - SPENT_LIMIT * 9 // 10)]:
-            del self._spent[key]
-
-
-class Spent:
-    """A sliding count: this period's, and of the one before the share that the window still holds."""
-
-    __slots__ = ("before", "begun", "count", "lasts")
-
-    def __init__(self, now: float) -> None:
-        self.begun = now
-        self.count = 0
-        self.before = 0
-        self.lasts = 0
-
-    def take(self, now: float, limit: int, period: int) -> bool:
-        """Count one if it fits."""
-        self.lasts = 2 * period
-        gone = now - self.begun
-        if gone >= period:
-            self.before = self.count if gone < 2 * period else 0
-            self.count = 0
-            self.begun += period * (gone // period)
-            gone = now - self.begun
-        if self.count + self.before * (1 - gone / period) >= limit:
-            return False
-        self.count += 1
-        return True
+        return self.limits.spend(rule.name, value, limit=rule.limit, period_seconds=rule.period_seconds)
 
 
 def _path_of(declared: ListDeclaration) -> Path:

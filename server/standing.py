@@ -44,6 +44,7 @@ DIGEST_OCTETS = 16
 TURN_SECONDS = 2.0
 TALLY_TURNS = 3
 PRUNE_TURNS = 1800
+HEAR_TURNS = 15
 INLINE_OCTETS = 4096
 AGES_LIMIT = 10_000
 
@@ -121,6 +122,8 @@ class Standing:
     async def start(self) -> None:
         """Read the lists of the database, and begin to keep all up to date."""
         await self._read_lists()
+        await self._rulebook.limits.load(self._threads)
+        await self._counters.load_texts()
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
@@ -130,6 +133,7 @@ class Standing:
             await asyncio.wait((self._task,))
         with contextlib.suppress(StorageError):
             await self._counters.flush()
+            await self._rulebook.limits.flush(self._threads)
 
     async def look(self, names: Iterable[str], facts: Facts) -> None:
         """Put the values of facts and derived bools among a stage's facts; a failed look-up is left out."""
@@ -284,6 +288,7 @@ class Standing:
             turn += 1
             try:
                 await self._counters.flush()
+                await self._keep_limits(turn)
                 if turn % TALLY_TURNS == 0:
                     await self.tally()
                 if turn % PRUNE_TURNS == 0:
@@ -292,7 +297,7 @@ class Standing:
                     await self._read_lists()
                 if 0 < self._reload_seconds <= time.monotonic() - looked_at:
                     looked_at = time.monotonic()
-                    await self._threads.run(self._rulebook.refresh_lists)
+                    self._rulebook.put_lists(await self._threads.run(self._rulebook.read_lists))
             except PolicyError as error:
                 log.error("lists not read anew", problem=str(error))
             except (StorageError, OSError) as error:
@@ -300,9 +305,20 @@ class Standing:
             except Exception:
                 log.exception("counts not kept, trying again")
 
+    async def _keep_limits(self, turn: int) -> None:
+        limits = self._rulebook.limits
+        await limits.flush(self._threads)
+        if turn % HEAR_TURNS == 0:
+            await limits.prune(self._threads)
+            if not self._counters.is_alone:
+                await limits.load(self._threads)
+                await self._counters.load_texts()
+
     async def _read_lists(self) -> None:
         if self._rulebook.wants_database_lists:
-            self._rulebook.take_database_lists(await self._threads.read(sending.list_entries))
+            entries = await self._threads.read(sending.list_entries)
+            found = await self._threads.run(self._rulebook.read_database_lists, entries)
+            self._rulebook.put_database_lists(entries, found)
 
     async def tally(self) -> None:
         """Count the deliveries that ended since the last time."""

@@ -19,8 +19,9 @@ from policies.facts import FACTS
 from policies.lists import Listed
 from server import evidence
 from server.evidence import Case, Facts
+from server.limits import Limits
 from server.login import Identity
-from server.rulebook import Spent, decision_of, merge
+from server.rulebook import decision_of, merge
 from server.scanners import findings
 from server.standing import DAY, EMPTY, HOUR
 from storage import accounts, replaying, sending
@@ -57,21 +58,33 @@ class Recorded:
         """Nothing is asked anew."""
 
 
+@dataclass(slots=True)
+class Moment:
+    """The time of what is tried, as a clock. at: microseconds."""
+
+    at: int = 0
+
+    def now(self) -> int:
+        """The time of the message."""
+        return self.at
+
+    def monotonic(self) -> float:
+        """The same, in seconds."""
+        return self.at / SECOND
+
+
 class Book(Listed):
     """A rule set with its lists, and limits counted by the time of what is tried."""
 
     def __init__(self, rules: RuleSet, entries: Mapping[str, Entries]) -> None:
         super().__init__(entries)
         self.rules = rules
-        self.now = 0.0
-        self._spent: dict[tuple[str, str], Spent] = {}
+        self.moment = Moment()
+        self._limits = Limits(self.moment)
 
     def spend(self, rule: Rule, value: str) -> bool:
         """Count one event for a limit."""
-        if len(self._spent) > KEYS_LIMIT:
-            self._spent.clear()
-        spent = self._spent.setdefault((rule.name, value), Spent(self.now))
-        return spent.take(self.now, rule.limit, rule.period_seconds)
+        return self._limits.spend(rule.name, value, limit=rule.limit, period_seconds=rule.period_seconds)
 
     def decide(self, stage: str, facts: Facts) -> Decision:
         """Return a stage's decision."""
@@ -295,7 +308,7 @@ class Replay:
     def _judge(
         self, book: Book, tally: _Tally, case: Case, inboxes: list[tuple[str, str]], stored: Stored
     ) -> tuple[str, list[str]]:
-        book.now = stored.accepted_at / SECOND
+        book.moment.at = stored.accepted_at
         decision = Decision()
         for stage, facts in situations(case, inboxes):
             facts.update(EMPTY)

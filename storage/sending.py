@@ -33,6 +33,7 @@ GRAIN: Mapping[str, int] = {
     COMPLAINED: HOURS,
 }
 KEPT = 8 * 86_400 * SECOND
+KEPT_TEXTS = 2 * 3600 * SECOND
 KEPT_SHORT = 25 * 3600 * SECOND
 WRITTEN_KEPT = 183 * 86_400 * SECOND
 PRUNE_ROWS = 5000
@@ -72,6 +73,16 @@ def counts(
     return found
 
 
+def texts(connection: Connection, *, since: int, limit: int) -> dict[tuple[str, str], dict[int, int]]:
+    """Return the counts of texts since a time by start, those of the most first."""
+    table = schema.rate_counters
+    query = select(table).where(table.c.start > since, table.c.kind == SIMILAR)
+    found: dict[tuple[str, str], dict[int, int]] = {}
+    for row in connection.execute(query.order_by(table.c.count.desc()).limit(limit)):
+        found.setdefault((row.kind, row.key), {})[row.start] = row[3]
+    return found
+
+
 def add_written(connection: Connection, written: Collection[tuple[str, bytes]], *, at: int) -> None:
     """Note that organizations wrote to addresses."""
     for organization_id, digest in sorted(written):
@@ -95,6 +106,7 @@ def known_of(connection: Connection, *, organization_id: str, digests: Collectio
 def prune(connection: Connection, *, at: int) -> None:
     """Forget what no window reaches any more, PRUNE_ROWS of each kind at most."""
     rates, written = schema.rate_counters, schema.written_to
+    connection.execute(delete(rates).where(rates.c.kind == SIMILAR, rates.c.start < at - KEPT_TEXTS))
     short = [kind for kind, grain in GRAIN.items() if grain == MINUTES]
     old = select(rates.c.kind, rates.c.key, rates.c.start)
     for condition in (
