@@ -29,7 +29,6 @@ from server.arrival import (
     is_checked,
     remote_target,
     trace_fields,
-    webhook_calls,
 )
 from server.mail import header, trace
 from server.mail.address import domain_of
@@ -42,6 +41,7 @@ from server.sender_auth import received_spf
 from server.sender_auth.arc_seal import status_of
 from server.sender_auth.results import forged
 from server.senders import Senders
+from server.steering import QUEUED, Steering
 from server.threads import at_once
 from storage import accounts, ids
 from storage.codec import content_octets
@@ -51,7 +51,6 @@ from storage.records import (
     Action,
     Decision,
     Envelope,
-    Event,
     LocalTarget,
     Peer,
     Recipient,
@@ -80,7 +79,7 @@ NOBODY = Peer("")
 FROM_SENDERS = frozenset({Source.SUBMISSION, Source.API})
 # RFC 8601 5: fields of results that bear our name are ours alone.
 NAMES_NOBODY_HERE = FROM_OUTSIDE | FROM_SENDERS
-SIGNED = QUEUED = frozenset({Source.SUBMISSION, Source.API, Source.NOTICE})
+SIGNED = frozenset({Source.SUBMISSION, Source.API, Source.NOTICE})
 
 
 class Intake:
@@ -115,6 +114,7 @@ class Intake:
         self._dmarc_counts = dmarc_counts
         self._scanning = scanning
         self._senders = Senders(threads, routing)
+        self._steering = Steering(routing)
 
     def spool(self) -> SpoolWriter:
         """Return a writer for content too large for memory."""
@@ -490,7 +490,7 @@ class Intake:
             arrival, judgement.letter, group.organization_id, message_id=message_id, now=now
         )
         if decision is not UNRULED:
-            events += await self._steer(arrival, group, decision, message_id=message_id, now=now)
+            events += await self._steering.steer(arrival, group, decision, message_id=message_id, now=now)
         ruled = b"".join(header.fold(name, header.encode(value)) for name, value in decision.headers)
         signature = await self._sign(arrival, group, judgement.letter, ruled, now)
         fields = signature + trace_fields(
@@ -537,57 +537,6 @@ class Intake:
             ),
             idempotency_key=arrival.idempotency_key,
         )
-
-    async def _steer(
-        self, arrival: Arrival, group: Group, decision: Decision, *, message_id: str, now: int
-    ) -> tuple[Event, ...]:
-        """Send a group's mail where the rules say; returns the events of that, and of what was impossible."""
-        called = webhook_calls(decision, group.organization_id, message_id=message_id, now=now)
-        if decision.action is Action.DISCARD:
-            group.discard()
-            return called
-        if decision.redirect is not None:
-            await self._redirect(group, decision.redirect)
-        lost: list[str] = []
-        for address in (*decision.copies, *decision.forwards):
-            if not await self._add(arrival, group, address, is_copy=address in decision.copies):
-                lost.append(address)
-        if decision.action is Action.HOLD and arrival.source is not Source.LOCAL:
-            group.queue_all()
-        if not lost:
-            return called
-        owner = group.organization_id
-        data: dict[str, object] = {"recipients": lost, "text": "no such inbox of this organization"}
-        return (*called, Event(ids.new("evt"), "message.copy_failed", now, owner, message_id, data=data))
-
-    async def _add(self, arrival: Arrival, group: Group, address: str, *, is_copy: bool) -> bool:
-        """Add a recipient that policy names; False where a copy has no inbox to go to."""
-        # RFC 3461 4.1: the sender knows nothing of it and is told nothing.
-        recipient = Recipient(address=address, notify=frozenset({"NEVER"}))
-        resolution = await self._routing.resolve(address)
-        is_ours = isinstance(resolution, Local) and (
-            resolution.mailbox.organization_id == group.organization_id
-        )
-        if is_copy and not is_ours:
-            return False
-        if is_ours and isinstance(resolution, Local) and arrival.source not in QUEUED:
-            group.also_place(recipient, resolution)
-        else:
-            group.also_send(recipient)
-        return True
-
-    async def _redirect(self, group: Group, address: str) -> None:
-        """Replace a group's recipients by the address that policy names."""
-        recipient = Recipient(address=address)
-        group.clear()
-        scratch = {group.organization_id: group}
-        resolution = await self._routing.resolve(address)
-        if isinstance(resolution, Local) and resolution.mailbox.organization_id == group.organization_id:
-            sort(scratch, recipient, resolution)
-        elif isinstance(resolution, Remote):
-            group.remote.append((recipient, resolution.domain))
-        else:
-            raise Refusal(451, "4.3.5", "Mail cannot be delivered for now", f"redirect target {address}")
 
     def _results(self, arrival: Arrival, judgement: Judgement) -> bytes:
         if self._verifier is None or not is_checked(arrival):

@@ -104,7 +104,7 @@ class Rulebook:
         return rules, *self._read_lists(rules)
 
     def put_lists(self, loaded: Loaded | None) -> bool:
-        """Have lists that were read in force, unless the rules changed since; return whether there are any."""
+        """Put lists that were read in force, unless the rules changed since; return whether it did."""
         if loaded is None:
             return False
         rules, found, stamps = loaded
