@@ -69,6 +69,7 @@ __all__ = [
 
 # Consumer that answers failures with notices: until it has come past a message's failures, the
 # message's file is still needed.
+NAMED_LIMIT = 10  # of the recipients that a message came for
 NOTICE_CURSOR = "notices"
 FAILURES = ("message.bounced", "message.expired")
 # Delivered where the sender asked to hear of success, and no server behind will say it (RFC 3461 5.2.2).
@@ -263,6 +264,7 @@ def _delivery(row: Found, message: Found, envelope: Envelope, token: str) -> Del
         expires_at=row.expires_at,
         lease=token,
         envelope=replace(envelope, recipients=(recipient,)),
+        named=tuple(one.address for one in envelope.recipients[:NAMED_LIMIT]),
         octets=message.octets,
         source=Source(message.source),
     )

@@ -362,6 +362,7 @@ class Delivery:
     """One recipient of one queued message, as leased to an attempt.
 
     lease: fencing token that settles this attempt; tries: attempts begun before this one.
+    envelope: with this recipient alone; named: the first recipients that the message came for.
     """
 
     id: str
@@ -378,6 +379,7 @@ class Delivery:
     envelope: Envelope
     octets: int
     source: Source
+    named: tuple[str, ...] = ()
 
 
 class Handover(str, Enum):

@@ -89,9 +89,10 @@ class Stand:
             next_attempt_at=0,
             expires_at=0,
             lease=None,
-            envelope=accepted.envelope,
+            envelope=replace(accepted.envelope, recipients=(target.recipient,)),
             octets=1,
             source=accepted.source,
+            named=tuple(one.address for one in accepted.envelope.recipients),
         )
 
 

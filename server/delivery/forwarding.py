@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from storage.records import Delivery
 
 FROM_ELSEWHERE = frozenset({Source.MX, Source.LMTP, Source.LOCAL, Source.FORWARD})
-MAX_RECIPIENTS = 10  # that are looked at for one in a domain of ours
 
 
 class Forwarding:
@@ -36,9 +35,9 @@ class Forwarding:
             return own
         if await self._is_ours(own):
             return own
-        for recipient in delivery.envelope.recipients[:MAX_RECIPIENTS]:
-            if await self._is_ours(recipient.address):
-                return return_address(delivery.id, domain_of(recipient.address))
+        for address in delivery.named:
+            if await self._is_ours(address):
+                return return_address(delivery.id, domain_of(address))
         return own
 
     async def _is_ours(self, address: str) -> bool:

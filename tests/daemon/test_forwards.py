@@ -1,0 +1,89 @@
+"""Mail that a rule sends on to another server, over real SMTP: its seal, its sender, and its bounce."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import partner as second
+from tests.daemon.partner import Partner
+from tests.daemon.running import Daemon, until
+from tests.daemon.test_rules import answering
+from tests.sender_auth.letters import LETTER, record, rsa_key, sign
+
+pytestmark = pytest.mark.whole
+
+RULE = """
+[[rule]]
+name = "on"
+stage = "message"
+when = 'source == "mx" && !is_bounce'
+action = "redirect"
+target = "bob@partner.test"
+"""
+
+
+@dataclass
+class Road:
+    """A daemon that sends on what comes for its inboxes, and the server that gets it."""
+
+    daemon: Daemon
+    partner: Partner
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Iterator[Road]:
+    directory = tmp_path_factory.mktemp("forwards")
+    (directory / "rules").mkdir()
+    (directory / "rules" / "on.toml").write_text(RULE)
+    zone = {
+        "example.com": {"TXT": ["v=spf1 ip4:127.0.0.1 -all"], "A": ["127.0.0.1"]},
+        "_dmarc.example.com": {"TXT": ["v=DMARC1; p=reject"]},
+        "sel._domainkey.example.com": {"TXT": [record(rsa_key())]},
+    }
+    with second.serving(directory) as partner, answering(zone) as nameserver:
+        settings = {
+            "dns": {"servers": [nameserver.address]},
+            "authentication": {"enabled": True},
+            "policy": {"directory": str(directory / "rules")},
+            "delivery": {
+                "routes": {**partner.route, "example.com": f"smtp:127.0.0.1:{partner.port}"},
+            },
+        }
+        with Daemon(directory, template=template, **settings) as running:
+            yield Road(running.start(), partner)
+
+
+def test_forwarded_mail_is_sealed_and_its_bounce_finds_the_sender(road: Road) -> None:
+    content = sign(LETTER, rsa_key(), t=None)
+    inbox = road.daemon.inboxes["alice"]
+    with road.daemon.mx() as client:
+        client.ehlo()
+        assert client.mail("ann@example.com")[0] == 250
+        assert client.rcpt(inbox.address)[0] == 250
+        assert client.data(content)[0] == 250
+    got = road.partner.find("An  invitation")
+    assert got.content.endswith(content)
+    assert got.content.startswith(b"ARC-Seal: a=rsa-sha256;")
+    head = got.content[: got.content.index(b"\r\nReceived:")]
+    assert b"cv=none" in head
+    assert b"dmarc=pass" in head[: head.index(b"\r\nReceived-SPF:")]
+    assert b"Received-SPF: pass" in head
+    local, _, domain = got.reverse_path.partition("@")
+    assert local.startswith("fwd-")
+    assert domain == inbox.address.partition("@")[2]
+
+    with road.daemon.mx() as client:
+        client.ehlo()
+        client.mail("eve@example.com")
+        assert client.rcpt(got.reverse_path)[0] == 550
+        client.rset()
+        assert client.mail("")[0] == 250
+        assert client.rcpt(got.reverse_path)[0] == 250
+        assert client.data(b"From: mailer-daemon@partner.test\r\nSubject: it failed\r\n\r\nx\r\n")[0] == 250
+    bounce = until(
+        lambda: next((one for one in road.partner.taken if b"it failed" in one.content), None), "no bounce"
+    )
+    # Stock aiosmtpd calls the null sender so.
+    assert (bounce.reverse_path, bounce.recipients) == ("<>", ("ann@example.com",))
