@@ -25,7 +25,8 @@ from storage.files import Files, sync_directory
 from storage.inheritance import Estate, Heir
 from storage.journal import Applied, Durable, Journal
 from storage.maildir import Maildir
-from storage.ownership import Layout, Sharing, Sole, Syncer, agree, claim, lock
+from storage.ownership import Layout, Sharing, Sole, Syncer, agree, claim, lock, turn
+from storage.placing import Placing
 from storage.rebuild import Rebuilder, is_lost
 from storage.records import Accepted, Spooled
 from storage.recover import Recovery
@@ -200,7 +201,7 @@ class Store:
         self.database = Database.open(database_url, readers=readers)
         self._closers.append(self.database.close)
         self.database.migrate()
-        self._is_lost = not self.is_shared and is_lost(self.database, directory)
+        self._is_lost = is_lost(self.database, directory)
         if self.is_shared:
             self.instance, self._applied, journal = claim(self.database, layout)
             self._locks.append(journal)
@@ -247,18 +248,26 @@ class Store:
             worker=worker,
         )
         self._journal_directory = layout.journal(instance)
-        rebuilder = Rebuilder(self.database, self.maildir, render) if self._is_lost else None
-        if rebuilder is not None:
-            rebuilder.begin(at=time.time_ns() // 1000)
-        self.recovery = self._estate.replay(self._applier, placing)
-        if rebuilder is not None:
-            rebuilder.finish(at=time.time_ns() // 1000)
+        self.recovery = (
+            self._rebuild(placing) if self._is_lost else self._estate.replay(self._applier, placing)
+        )
         if self.is_shared:
             self._estate.take_back(instance)
         else:
             # Beside others one may be written at this moment; replaying writes it under the same name.
             for path in layout.outbox.glob("tmp-*"):
                 files.unlink(path)
+
+    def _rebuild(self, placing: Placing) -> Recovery:
+        """Make a lost database anew around the journal's replay; of several processes the first one does."""
+        with turn(self._layout.directory):
+            if not is_lost(self.database, self._layout.directory):
+                return self._estate.replay(self._applier, placing)
+            rebuilder = Rebuilder(self.database, self.maildir, self.render)
+            rebuilder.begin(at=time.time_ns() // 1000)
+            recovery = self._estate.replay(self._applier, placing)
+            rebuilder.finish(at=time.time_ns() // 1000)
+            return recovery
 
     def _start(
         self, segment_octets: int, reserve_octets: int, backlog_limit_octets: int, checkpoint_seconds: float
