@@ -58,7 +58,8 @@ class Mirroring:
             self._thread.join()
 
     def _heard(self, notices: Sequence[Notice]) -> None:
-        if self._listing.heard(notices):
+        # What is listed later anyway may have changed again, and has names to mirror now.
+        if self._listing.heard(notices) or any(notice.topic in ("folder", "mailbox") for notice in notices):
             self._wanted.set()
 
     def _loop(self) -> None:
