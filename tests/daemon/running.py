@@ -25,7 +25,7 @@ from email.message import EmailMessage
 from pathlib import Path
 from typing import Any, TypeVar
 
-from server.control import ask_any
+from server.control import ask_all, ask_any
 from server.operations import OperationFailed
 from tests.daemon.letters import DOMAIN, parsed
 
@@ -372,8 +372,10 @@ class Daemon:
         """Wait until everything accepted is applied and nothing waits in the queue."""
 
         def is_empty() -> bool:
-            status = self.ask("status")
-            return not status["journal_backlog_octets"] and not any(status["queue"].values())
+            # Of several processes each has a backlog of its own.
+            answers = ask_all(self.control, "status", {}, timeout_seconds=PATIENCE_SECONDS)
+            backlog = sum(answer["journal_backlog_octets"] for answer in answers)
+            return not backlog and not any(answers[-1]["queue"].values())
 
         until(is_empty, "the queue does not get empty", seconds=seconds)
 
