@@ -74,7 +74,10 @@ def test_counts_outlive_a_kill_and_the_report_goes_once(
             daemon.kill()
             daemon.start()
             daemon.drained()
-            (taken,) = second.taken
+            # Once at least; the kill may have come between the other server's 250 and our commit.
+            taken = second.taken[0]
+            assert len(second.taken) <= 2
+            assert len({str(one.message["Message-ID"]) for one in second.taken}) == 1
             assert taken.recipients == ("agg@partner.test",)
             assert taken.reverse_path == f"dmarc-reports@{DOMAIN}"
             assert str(taken.message["Subject"]).startswith(

@@ -71,7 +71,7 @@ CASES = {
     + b"--x--\r\n",
     "many fields": b"".join(b"X-%d: y\r\n" % n for n in range(3000)) + b"\r\nx\r\n",
     "nested messages": b"Content-Type: message/rfc822\r\n\r\n" * 300 + b"Subject: in\r\n\r\nx\r\n",
-    "odd addresses": b'From: "a\\"b" <"x y"@partner.test>, (c) <>, undisclosed:;\r\nTo: @,@\r\n\r\nx\r\n',
+    "odd addresses": b'From: "a\\"b" <"x y"@partner.test>\r\nCc: (c) <>, none:;\r\nTo: @,@\r\n\r\nx\r\n',
     "spooled": b"Subject: large\r\n\r\n" + lines(400_000),
     "ten megabytes": b"Subject: larger\r\n\r\n" + lines(10 << 20),
 }
