@@ -26,17 +26,14 @@ from server.sections import (
     Dns,
     Http,
     Imap,
-    Limits,
-    Policy,
-    Rejects,
-    Section,
     Server,
     Smtp,
     Store,
     Tls,
 )
-from server.sections_policy import Scanners, Webhooks
+from server.sections_policy import Limits, Policy, Rejects, Scanners, Webhooks
 from server.settings_file import Finding, load_model, locate_secret, read_secret
+from server.settings_kinds import Section
 from server.settings_text import ConfigError, Problem, generate_docs_from, generate_from, render
 
 __all__ = [

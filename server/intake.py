@@ -1,15 +1,15 @@
 """The one intake: every message enters here, whatever its door.
 
-Owns the steps verify, decide, complete, commit, and the questions that a session
-asks before content (MAIL, RCPT). Refuses by raising Refusal; a return from
-`accept` is the promise that the message is on stable storage.
+Owns the steps verify, decide, complete, commit; what a session asks before content
+is the door's, what changes in a message is editing's. Refuses by raising Refusal;
+a return from `accept` is the promise that the message is on stable storage.
 RFC 5321 (transaction), 6409 (submission), 8601 (results), 3461 (DSN parameters).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -30,11 +30,12 @@ from server.arrival import (
     remote_target,
     trace_fields,
 )
+from server.door import Door, no_room
+from server.editing import Editing
 from server.mail import header, trace
 from server.mail.address import domain_of
-from server.mail.recoding import Unencodable
 from server.refusal import Refusal
-from server.routing import Forward, Group, Local, Refuse, Remote, is_role, sort
+from server.routing import Group, Local, sort
 from server.rulebook import UNRULED, merge, refuse
 from server.scan_facts import begin_scans
 from server.sender_auth import received_spf
@@ -42,17 +43,13 @@ from server.sender_auth.arc_seal import status_of
 from server.sender_auth.results import forged
 from server.senders import Senders
 from server.steering import QUEUED, Steering
-from server.threads import at_once
 from storage import accounts, ids
 from storage.codec import content_octets
 from storage.errors import Conflict, Full
 from storage.records import (
     Accepted,
     Action,
-    Decision,
-    Envelope,
     LocalTarget,
-    Peer,
     Recipient,
     Source,
     Spooled,
@@ -62,7 +59,6 @@ from storage.records import (
 if TYPE_CHECKING:
     from server.clock import Clock
     from server.correspondents import Correspondents
-    from server.login import Identity
     from server.rejects import Refused, Rejects
     from server.routing import Routing
     from server.rulebook import Rulebook
@@ -75,15 +71,14 @@ if TYPE_CHECKING:
     from storage.spool import SpoolWriter
 
 
-NOBODY = Peer("")
 FROM_SENDERS = frozenset({Source.SUBMISSION, Source.API})
 # RFC 8601 5: fields of results that bear our name are ours alone.
 NAMES_NOBODY_HERE = FROM_OUTSIDE | FROM_SENDERS
 SIGNED = frozenset({Source.SUBMISSION, Source.API, Source.NOTICE})
 
 
-class Intake:
-    """Judges sessions and messages and commits what is accepted."""
+class Intake(Door):
+    """A door that also takes messages in: judges them and commits what is accepted."""
 
     def __init__(
         self,
@@ -101,95 +96,24 @@ class Intake:
         dmarc_counts: DmarcCounts | None = None,
         scanning: Scanning | None = None,
     ) -> None:
-        self._threads = threads
-        self._routing = routing
-        self._rulebook = rulebook
+        senders = Senders(threads, routing)
+        super().__init__(
+            threads=threads, routing=routing, rulebook=rulebook, senders=senders, standing=standing
+        )
         self._clock = clock
         self._settings = settings
         self._verifier = verifier
         self._signer = signer
-        self._standing = standing
         self._correspondents = correspondents
         self._rejects = rejects
         self._dmarc_counts = dmarc_counts
         self._scanning = scanning
-        self._senders = Senders(threads, routing)
+        self._editing = Editing(threads, senders, clock, settings.hostname)
         self._steering = Steering(routing)
 
     def spool(self) -> SpoolWriter:
         """Return a writer for content too large for memory."""
         return self._threads.store.spool()
-
-    async def connected(self, peer: Peer) -> None:
-        """Judge a new connection; raises Refusal."""
-        if self._rulebook.asks("connect"):
-            refuse(await self._ruled("connect", evidence.Facts(evidence.Case(peer))))
-
-    async def helo(self, peer: Peer) -> None:
-        """Judge the EHLO or HELO argument; raises Refusal."""
-        if self._rulebook.asks("helo"):
-            refuse(await self._ruled("helo", evidence.Facts(evidence.Case(peer))))
-
-    async def sender(
-        self,
-        peer: Peer,
-        identity: Identity | None,
-        envelope: Envelope,
-        declared_octets: int | None,
-        *,
-        source: Source | None = None,
-    ) -> None:
-        """Judge MAIL FROM; raises Refusal: 452 4.3.1 where the disk's reserve is reached."""
-        if not self._threads.store.has_room(declared_octets or 0):
-            raise _no_room()
-        if identity is not None and envelope.reverse_path is not None:
-            await self._senders.require(identity, envelope.reverse_path, "envelope sender")
-        if self._rulebook.asks("mail"):
-            case = evidence.Case(
-                peer, identity, envelope, source or _source(identity), declared_octets=declared_octets or 0
-            )
-            refuse(await self._ruled("mail", evidence.Facts(case)))
-
-    async def recipient(
-        self,
-        peer: Peer,
-        identity: Identity | None,
-        envelope: Envelope,
-        recipient: Recipient,
-        *,
-        source: Source | None = None,
-    ) -> None:
-        """Judge RCPT TO; raises Refusal: no relay, no such mailbox, over quota, policy."""
-        resolution = await self._routing.resolve(recipient.address)
-        if isinstance(resolution, Refuse):
-            raise resolution.refusal()
-        if isinstance(resolution, Remote) and identity is None:
-            raise Refusal(550, "5.7.1", "Relaying denied")
-        if isinstance(resolution, Local):
-            await self._require_quota(resolution)
-        elif isinstance(resolution, Forward) and resolution.is_return and envelope.reverse_path is not None:
-            raise Refusal(550, "5.7.1", "This address takes notices about forwarded mail alone")
-        if self._rulebook.asks("rcpt"):
-            case = evidence.Case(
-                peer,
-                identity,
-                envelope,
-                source or _source(identity),
-                recipient=recipient.address,
-                recipient_count=len(envelope.recipients) + 1,
-            )
-            decision = await self._ruled("rcpt", evidence.Facts(case))
-            if not (decision.reason and is_role(recipient.address)):
-                refuse(decision)
-
-    async def _ruled(self, stage: str, facts: evidence.Facts) -> Decision:
-        """Return a stage's decision, with what its rules want to know ahead."""
-        wanted = self._rulebook.wanted(stage, facts)
-        if wanted and self._standing is not None:
-            await self._standing.look(wanted, facts)
-        if wanted and facts.case.scans is not None:
-            await facts.case.scans.look(wanted)
-        return self._rulebook.decide(stage, facts)
 
     async def accept(self, arrival: Arrival, *, wait_applied: bool = False) -> Receipt:
         """Take a message in; returns when it is durable, or applied where that is asked.
@@ -200,7 +124,7 @@ class Intake:
         """
         files = [arrival.content] if isinstance(arrival.content, Spooled) else []
         if arrival.message_id and await self._is_known(arrival.message_id):
-            await self._give_up(files)
+            await self._editing.give_up(files)
             return Receipt((arrival.message_id,))
         if arrival.append is not None:
             made = appended(arrival, arrival.append, now=self._clock.now())
@@ -208,13 +132,13 @@ class Intake:
         try:
             records, refused = await self._judge(arrival, files)
         except Exception:
-            await self._give_up(files)
+            await self._editing.give_up(files)
             raise
         if refused is not None:
             if records:
                 await refused.settle(self._commit(records, wait_applied=False))
             else:
-                await self._give_up(files)
+                await self._editing.give_up(files)
             raise refused.refusal
         receipt = await self._commit(records, wait_applied=wait_applied)
         if self._dmarc_counts is not None:
@@ -235,7 +159,7 @@ class Intake:
 
         files: the spool files that the message now lies in.
         """
-        letter = await self._read(arrival.content)
+        letter = await self._editing.read(arrival.content)
         if self._scanning is None:
             return await self._judge_read(arrival, letter, files, None)
         scans = await begin_scans(self._scanning, self._rulebook, arrival, letter)
@@ -252,15 +176,17 @@ class Intake:
             # RFC 5321 6.3: forwards that lead back to each other pass no door that counts.
             raise Refusal(554, "5.4.6", "Too many Received fields: mail loop")
         if arrival.source in FROM_SENDERS:
-            arrival, letter = await self._complete(arrival, letter, files)
+            arrival, letter = await self._editing.complete(arrival, letter, files)
         verdicts = await self._verify(arrival)
         if arrival.source in NAMES_NOBODY_HERE and letter.has(b"authentication-results"):
             hostname = self._settings.hostname
-            arrival, letter = await self._rewrite(
+            arrival, letter = await self._editing.rewrite(
                 arrival, letter, files, select=lambda head: forged(head, hostname)
             )
         if arrival.source in FROM_OUTSIDE and letter.has(b"return-path"):
-            arrival, letter = await self._rewrite(arrival, letter, files, select=completion.return_paths)
+            arrival, letter = await self._editing.rewrite(
+                arrival, letter, files, select=completion.return_paths
+            )
         groups: Sequence[Group] = await self._group(arrival)
         try:
             judgements: Sequence[Judgement]
@@ -281,118 +207,14 @@ class Intake:
                 record = refused.record(arrival, group, judgement, self._results(arrival, judgement))
             if records and isinstance(record.content, Spooled):
                 # The store lets a file go with the record that names it: each has its own.
-                record = replace(record, content=await self._duplicate(record.content, files))
+                record = replace(record, content=await self._editing.duplicate(record.content, files))
             records.append(record)
         if not self._threads.store.has_room(sum(map(_octets_to_write, records))):
-            raise _no_room()
+            raise no_room()
         return records, refused
-
-    async def _duplicate(self, content: Spooled, files: list[Spooled]) -> Spooled:
-        try:
-            made = await self._threads.run(self._threads.store.duplicate, content)
-        except Full as error:
-            raise _no_room() from error
-        files.append(made)
-        return made
-
-    async def _give_up(self, files: Sequence[Spooled]) -> None:
-        for spooled in files:
-            await self._threads.run(self._threads.store.discard, spooled)
-
-    def may_notify(
-        self, *, sender: str, recipient: str, reply_code: int, reply_status: str, notice: str
-    ) -> bool:
-        """Judge a notice about one delivery: 'failure', 'delay' or 'success'; False withholds it."""
-        if not self._rulebook.asks("bounce"):
-            return True
-        case = evidence.Case(
-            NOBODY,
-            envelope=Envelope(sender, ()),
-            recipient=recipient,
-            reply_code=reply_code,
-            reply_status=reply_status,
-            notice=notice,
-        )
-        return self._rulebook.decide("bounce", evidence.Facts(case)).action is Action.ACCEPT
 
     async def _is_known(self, message_id: str) -> bool:
         return await self._threads.read(lambda c: accounts.message_exists(c, message_id=message_id))
-
-    async def _require_quota(self, resolution: Local) -> None:
-        mailbox = resolution.mailbox
-        if mailbox.quota_octets == 0:
-            return
-        used = await self._threads.read(
-            lambda c: accounts.used_octets(c, organization_id=mailbox.organization_id, mailbox_id=mailbox.id)
-        )
-        if used >= mailbox.quota_octets:
-            raise Refusal(452, "4.2.2", "Mailbox full")
-
-    async def _complete(
-        self, arrival: Arrival, letter: evidence.Letter, files: list[Spooled]
-    ) -> tuple[Arrival, evidence.Letter]:
-        """RFC 6409 8: add Date and Message-ID, take Bcc out; check who the From names."""
-        if arrival.identity is not None:
-            await self._senders.check(arrival.identity, letter)
-        if arrival.envelope.body == "BINARYMIME":
-            arrival, letter = await self._recode(arrival, files)
-        message_id = arrival.message_id or ids.new("msg")
-        arrival = replace(arrival, message_id=message_id)
-        added = completion.missing_fields(
-            letter, message_id=message_id, hostname=self._settings.hostname, at=self._clock.now()
-        ) + completion.sender_field(letter, arrival.identity)
-        if added or any(map(letter.has, completion.WITHHELD)):
-            return await self._rewrite(arrival, letter, files, added=added, select=completion.withheld_fields)
-        return arrival, letter
-
-    async def _recode(self, arrival: Arrival, files: list[Spooled]) -> tuple[Arrival, evidence.Letter]:
-        """RFC 3030 3: encode binary parts before the message is signed and sent."""
-        try:
-            content = await self._threads.run(completion.recoded, arrival.content, self._threads.store)
-        except Unencodable as error:
-            raise Refusal(554, "5.6.3", f"The message is binary and cannot be converted: {error}") from None
-        except Full as error:
-            raise _no_room() from error
-        if isinstance(content, Spooled):
-            files[:] = [content]
-        arrival = replace(arrival, content=content, envelope=replace(arrival.envelope, body="8BITMIME"))
-        return arrival, await self._read(content)
-
-    async def _rewrite(
-        self,
-        arrival: Arrival,
-        letter: evidence.Letter,
-        files: list[Spooled],
-        *,
-        select: Callable[[bytes], list[bytes]],
-        added: bytes = b"",
-    ) -> tuple[Arrival, evidence.Letter]:
-        """Put fields on top of a message and take those out that select finds in its header."""
-        run = self._threads.run if isinstance(arrival.content, Spooled) else at_once
-        store = self._threads.store
-        head = await run(completion.head_of, arrival.content, letter.header_octets, store)
-        unwanted = select(head)
-        if not unwanted and not added:
-            return arrival, letter
-        try:
-            content = await run(
-                completion.rewrite,
-                arrival.content,
-                added=added,
-                unwanted=unwanted,
-                header_octets=letter.header_octets,
-                store=store,
-            )
-        except Full as error:
-            raise _no_room() from error
-        if isinstance(content, Spooled):
-            files[:] = [content]
-        return replace(arrival, content=content), await self._read(content)
-
-    async def _read(self, content: bytes | Spooled) -> evidence.Letter:
-        if isinstance(content, bytes):
-            return evidence.read(content, self._threads.store)
-        return await self._threads.run(evidence.read, content, self._threads.store)
 
     async def _verify(self, arrival: Arrival) -> tuple[Verdict, ...]:
         if self._verifier is None or not is_checked(arrival):
@@ -444,7 +266,7 @@ class Intake:
         decision = UNRULED
         for stage in STAGES_OF[arrival.source]:
             if self._rulebook.asks(stage):
-                decision = merge(decision, await self._ruled(stage, facts))
+                decision = merge(decision, await self.ruled(stage, facts))
                 if decision.pause and identity is not None and self._standing is not None:
                     await self._standing.pause(identity, decision)
                 if decision.reason and self._rejects is not None and arrival.source in FROM_OUTSIDE:
@@ -464,7 +286,7 @@ class Intake:
             facts = evidence.of_placement(judgement.facts, recipient.address, local.mailbox.id)
             if known is not None:
                 await known.look(facts, (local.mailbox.id,))
-            decision = merge(decision, await self._ruled("deliver", facts))
+            decision = merge(decision, await self.ruled("deliver", facts))
             if decision.action is Action.DISCARD:
                 return None
         prefix = trace.return_path(arrival.envelope.reverse_path) + trace.delivered_to(recipient.address)
@@ -588,24 +410,16 @@ class Intake:
                 return Receipt(message_ids)
             placed = await asyncio.gather(*(self._threads.accept_applied(record) for record in records))
         except Full as error:
-            raise _no_room() from error
+            raise no_room() from error
         except Conflict:
             # The message id was given and is there already: its first arrival stands.
             return Receipt(message_ids)
         return Receipt(message_ids, tuple(place for places in placed for place in places))
 
 
-def _source(identity: Identity | None) -> Source:
-    return Source.SUBMISSION if identity else Source.MX
-
-
 def _octets_to_write(record: Accepted) -> int:
     """Return what apply will write: a file for each inbox and one for the queue."""
     return content_octets(record.content) * (len(record.local) + bool(record.remote))
-
-
-def _no_room() -> Refusal:
-    return Refusal(452, "4.3.1", "Insufficient system storage, try again later")
 
 
 def _sender_organization(arrival: Arrival) -> str:

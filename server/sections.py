@@ -8,87 +8,36 @@ names a file, or `credential:NAME` for a systemd credential.
 
 from __future__ import annotations
 
-import re
-from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
-from policies.facts import LIMIT_PREFIX, LIMITS
-from server.listen import parse_listen
-from server.mail.address import parse_mailbox
-from server.next_hop import parse_next_hop
+from server.settings_kinds import (
+    ANY_LISTENERS,
+    DAY,
+    FILE,
+    HOUR,
+    LISTENERS,
+    MEBI,
+    NEXT_HOP,
+    PATH,
+    TLS_LISTENERS,
+    UNIX_LISTENERS,
+    Directory,
+    Listeners,
+    Network,
+    Networks,
+    SecretFile,
+    Section,
+    directory,
+    mail_address,
+    next_hop,
+    server_address,
+)
 from server.settings_text import setting
 
-MEBI = 1 << 20
-HOUR = 3600
-DAY = 24 * HOUR
-
-
-def _absolute(path: Path) -> Path:
-    if not path.is_absolute():
-        raise ValueError("the path must be absolute")
-    return path
-
-
-def _directory(text: str) -> str:
-    if text:
-        _absolute(Path(text))
-    return text
-
-
-def _reference(text: str) -> str:
-    if text and not re.fullmatch(r"/[^\x00-\x1f]*|credential:[A-Za-z0-9_.@-]{1,255}", text):
-        raise ValueError("a file is named by its absolute path or as credential:NAME")
-    return text
-
-
-def _listen(text: str) -> str:
-    parse_listen(text)
-    return text
-
-
-def _next_hop(text: str) -> str:
-    parse_next_hop(text)
-    return text
-
-
-def _network(text: str) -> str:
-    ip_network(text)
-    return text
-
-
-def _server_address(text: str) -> str:
-    parse_listen(f"tcp:{text}" if re.search(r"\]:\d+$|^[^:]+:\d+$", text) else f"tcp:[{text}]:53")
-    return text
-
-
-def _mail_address(text: str) -> str:
-    return parse_mailbox(text, smtputf8=False).normal if text else ""
-
-
-PATH = "an absolute path"
-FILE = "an absolute path, or credential:NAME for a systemd credential"
-LISTENERS = "a list of tcp:HOST:PORT, systemd:NAME or unix:PATH, each with ,proxy behind it or not"
-UNIX_LISTENERS = LISTENERS.replace("unix:PATH,", "unix:PATH,mode=0660,owner=USER,group=GROUP,")
-ANY_LISTENERS = LISTENERS.replace("tcp:HOST:PORT,", "tcp:HOST:PORT, tls:HOST:PORT,")
-TLS_LISTENERS = "a list of tls:HOST:PORT, systemd:NAME or unix:PATH, each with ,proxy behind it or not"
-NEXT_HOP = "mx, smtp:HOST:PORT, lmtp:HOST:PORT, capture or refuse"
-
-Directory = Annotated[Path, Field(strict=False), AfterValidator(_absolute)]
-SecretFile = Annotated[str, AfterValidator(_reference)]
-Listener = Annotated[str, AfterValidator(_listen)]
-Network = Annotated[str, AfterValidator(_network)]
-Networks = Annotated[tuple[Network, ...], Field(strict=False, max_length=256)]
-Listeners = Annotated[tuple[Listener, ...], Field(strict=False, max_length=32)]
 Role = Literal["smtp", "imap", "http", "delivery"]
-
-
-class Section(BaseModel):
-    """One table of the configuration file: no unknown keys, no silent conversions."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
 
 
 class Server(Section):
@@ -202,7 +151,7 @@ class Tls(Section):
         masks="file",
         example="credential:key.pem",
     )
-    domains_directory: Annotated[str, AfterValidator(_directory)] = setting(
+    domains_directory: Annotated[str, AfterValidator(directory)] = setting(
         "",
         "Directory with a subdirectory for each further certificate, in which lie fullchain.pem and "
         "privkey.pem, or certificate.pem and key.pem. A client gets the certificate whose own names fit the "
@@ -365,7 +314,7 @@ class Dns(Section):
     """The resolver that is asked."""
 
     servers: Annotated[
-        tuple[Annotated[str, AfterValidator(_server_address)], ...], Field(strict=False, max_length=16)
+        tuple[Annotated[str, AfterValidator(server_address)], ...], Field(strict=False, max_length=16)
     ] = setting(
         (),
         "Recursive resolvers to ask, best one on this machine. Empty takes /etc/resolv.conf.",
@@ -401,7 +350,7 @@ class Authentication(Section):
 class Dmarc(Section):
     """Aggregate reports of DMARC (RFC 9990): what domains are told of mail that came in their name."""
 
-    report_address: Annotated[str, AfterValidator(_mail_address)] = setting(
+    report_address: Annotated[str, AfterValidator(mail_address)] = setting(
         "",
         "Address that reports to other domains come from, and to which others send theirs about the domains "
         "of this appliance; it needs an inbox or a route. Its domain is one of this appliance, with a DKIM "
@@ -433,78 +382,10 @@ class Dmarc(Section):
         return bool(self.report_address) and self.send_reports
 
 
-class Policy(Section):
-    """The rules that judge messages."""
-
-    directory: Directory = setting(
-        Path("/etc/mailagents/policies"),
-        "Directory whose *.toml files hold the rules, read in the order of their names.",
-        allowed=PATH,
-    )
-    list_reload_seconds: float = setting(
-        10.0,
-        "How often the files of lists are looked at for changes. 0: on reload alone.",
-        at_least=0,
-        at_most=DAY,
-    )
-
-
-def _limit(name: str) -> Any:
-    limit = LIMITS[name]
-    used = f" Rules call it {LIMIT_PREFIX}{name}."
-    return setting(limit.default, limit.meaning + used, unit=limit.unit, at_least=0, at_most=1_000_000_000)
-
-
-class Limits(Section):
-    """Figures that policy rules name: what senders of this server may do. Rules enforce them, no code."""
-
-    key_hour: int = _limit("key_hour")
-    key_day: int = _limit("key_day")
-    organization_hour: int = _limit("organization_hour")
-    organization_day: int = _limit("organization_day")
-    message_recipients: int = _limit("message_recipients")
-    similar_bodies_hour: int = _limit("similar_bodies_hour")
-    new_recipient_percent: int = _limit("new_recipient_percent")
-    bounce_permille: int = _limit("bounce_permille")
-    complaint_permille: int = _limit("complaint_permille")
-    settled_least: int = _limit("settled_least")
-    warmup_first_days: int = _limit("warmup_first_days")
-
-    @property
-    def figures(self) -> dict[str, int]:
-        """The figures by name, as compile_rules takes them."""
-        return {name: getattr(self, name) for name in LIMITS}
-
-
-class Rejects(Section):
-    """The folder Rejects: what rules refuse with reason = "reputation", kept for the recipients."""
-
-    keep_seconds: int = setting(
-        7 * DAY,
-        "How long refused mail is kept in Rejects. 0: it is not.",
-        at_least=0,
-        at_most=366 * DAY,
-    )
-    max_messages: int = setting(
-        500,
-        "How many of them an inbox holds; the oldest go first.",
-        unit="messages",
-        at_least=1,
-        at_most=100_000,
-    )
-    max_octets: int = setting(
-        25 * MEBI,
-        "How much of it an inbox holds; a larger message is not kept. Of an inbox with a quota Rejects never "
-        "fills the last tenth.",
-        at_least=64 * 1024,
-        at_most=1024 * MEBI,
-    )
-
-
 class Delivery(Section):
     """The queue and the delivery to other servers."""
 
-    routes: Annotated[dict[str, Annotated[str, AfterValidator(_next_hop)]], Field(max_length=10_000)] = (
+    routes: Annotated[dict[str, Annotated[str, AfterValidator(next_hop)]], Field(max_length=10_000)] = (
         setting(
             {},
             'Next hop by recipient domain, as a table: "example.net" = "smtp:192.0.2.1:25". '
@@ -512,7 +393,7 @@ class Delivery(Section):
             allowed="a table of domain = next hop; a next hop is " + NEXT_HOP,
         )
     )
-    default_route: Annotated[str, AfterValidator(_next_hop)] = setting(
+    default_route: Annotated[str, AfterValidator(next_hop)] = setting(
         "mx",
         "Next hop of all other domains. mx asks the DNS (RFC 5321 5.1); capture keeps mail in the outbox "
         "directory of the data directory instead of sending it; refuse bounces it.",

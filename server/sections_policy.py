@@ -1,16 +1,18 @@
-"""Settings of what rules reach for outside this server: scanners and webhooks.
+"""Settings of judging: policies, their limits, the folder Rejects, scanners and webhooks.
 
-Owns two sections, as sections owns the others; a module of their own for its length alone.
+Owns sections as sections owns the others.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator
 
+from policies.facts import LIMIT_PREFIX, LIMITS
 from server.listen import ListenKind, parse_listen
-from server.sections import DAY, FILE, MEBI, SecretFile, Section
+from server.settings_kinds import DAY, FILE, MEBI, PATH, Directory, SecretFile, Section
 from server.settings_text import setting
 
 Absence = Literal["accept", "defer", "tag"]
@@ -26,6 +28,74 @@ def _place(text: str) -> str:
 
 
 Place = Annotated[str, AfterValidator(_place)]
+
+
+class Policy(Section):
+    """The rules that judge messages."""
+
+    directory: Directory = setting(
+        Path("/etc/mailagents/policies"),
+        "Directory whose *.toml files hold the rules, read in the order of their names.",
+        allowed=PATH,
+    )
+    list_reload_seconds: float = setting(
+        10.0,
+        "How often the files of lists are looked at for changes. 0: on reload alone.",
+        at_least=0,
+        at_most=DAY,
+    )
+
+
+def _limit(name: str) -> Any:
+    limit = LIMITS[name]
+    used = f" Rules call it {LIMIT_PREFIX}{name}."
+    return setting(limit.default, limit.meaning + used, unit=limit.unit, at_least=0, at_most=1_000_000_000)
+
+
+class Limits(Section):
+    """Figures that policy rules name: what senders of this server may do. Rules enforce them, no code."""
+
+    key_hour: int = _limit("key_hour")
+    key_day: int = _limit("key_day")
+    organization_hour: int = _limit("organization_hour")
+    organization_day: int = _limit("organization_day")
+    message_recipients: int = _limit("message_recipients")
+    similar_bodies_hour: int = _limit("similar_bodies_hour")
+    new_recipient_percent: int = _limit("new_recipient_percent")
+    bounce_permille: int = _limit("bounce_permille")
+    complaint_permille: int = _limit("complaint_permille")
+    settled_least: int = _limit("settled_least")
+    warmup_first_days: int = _limit("warmup_first_days")
+
+    @property
+    def figures(self) -> dict[str, int]:
+        """The figures by name, as compile_rules takes them."""
+        return {name: getattr(self, name) for name in LIMITS}
+
+
+class Rejects(Section):
+    """The folder Rejects: what rules refuse with reason = "reputation", kept for the recipients."""
+
+    keep_seconds: int = setting(
+        7 * DAY,
+        "How long refused mail is kept in Rejects. 0: it is not.",
+        at_least=0,
+        at_most=366 * DAY,
+    )
+    max_messages: int = setting(
+        500,
+        "How many of them an inbox holds; the oldest go first.",
+        unit="messages",
+        at_least=1,
+        at_most=100_000,
+    )
+    max_octets: int = setting(
+        25 * MEBI,
+        "How much of it an inbox holds; a larger message is not kept. Of an inbox with a quota Rejects never "
+        "fills the last tenth.",
+        at_least=64 * 1024,
+        at_most=1024 * MEBI,
+    )
 
 
 class Scanners(Section):

@@ -38,9 +38,9 @@ def _together(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _on_store(settings: Settings, operation: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     # Imported here: asking a running daemon needs none of it.
-    from server.app import open_store
     from server.clock import SystemClock
     from server.operations import Context, perform
+    from server.parts import open_store
     from storage.errors import StorageError
 
     try:

@@ -1,0 +1,457 @@
+"""The parts of the chosen roles: what each is made of, in the order in which they start.
+
+The only module that knows every part. Parts made first are started first and stopped last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from sqlalchemy import make_url
+
+from server.config import Settings, read_secret
+from server.proxied import Proxies
+from server.single import Single
+from server.sockets import open_listeners
+from server.tls import opportunistic_context
+from server.tree import Part, Tree
+from storage.errors import StorageError
+from storage.mirroring import Mirroring
+from storage.ownership import turn
+from storage.store import Store
+
+if TYPE_CHECKING:
+    from server.clock import Clock
+    from server.intake import Intake
+    from server.login import Login
+    from server.routing import Routing
+    from server.rulebook import Rulebook
+    from server.threads import Hub, Threads
+    from server.tls import ServerTls
+
+log = structlog.get_logger("app")
+
+
+class StartFailed(Exception):
+    """The daemon can't start; the text is a sentence for the operator."""
+
+
+def open_store(settings: Settings) -> Store:
+    """Open the store as the configuration says; raises StorageError with a clear sentence."""
+    from server.imap.render import render
+
+    return Store.open(
+        directory=settings.server.data_directory,
+        database_url=_database_url(settings),
+        render=render,
+        readers=settings.store.readers,
+        segment_octets=settings.store.journal_segment_octets,
+        spool_threshold_octets=settings.store.spool_threshold_octets,
+        disk_reserve_octets=settings.store.disk_reserve_octets,
+        checkpoint_seconds=settings.store.checkpoint_seconds,
+    )
+
+
+def _database_url(settings: Settings) -> str:
+    reference = settings.store.database_password_file
+    if not reference:
+        return settings.database_url
+    try:
+        password = read_secret(reference)
+    except (LookupError, OSError, UnicodeDecodeError) as error:
+        raise StorageError(f"store.database_password_file cannot be read: {error}") from None
+    return make_url(settings.database_url).set(password=password).render_as_string(hide_password=False)
+
+
+class Parts:
+    """Makes the parts of one process and puts them into its tree."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Clock,
+        tree: Tree,
+        rulebook: Rulebook,
+        tls: ServerTls,
+        inherited: Any,
+    ) -> None:
+        self.settings = settings
+        self.clock = clock
+        self._tree = tree
+        self._rulebook = rulebook
+        self._tls = tls
+        self._inherited = inherited
+        self._proxied: set[Any] = set()  # sockets whose connections begin with a PROXY header
+
+    def build(self, store: Store) -> Threads:
+        """Make the parts over a store; returns what reaches it."""
+        from server.arrival import IntakeSettings
+        from server.correspondents import Correspondents
+        from server.counters import Counters
+        from server.intake import Intake
+        from server.login import Login, kept_secret
+        from server.rejects import Rejects, RejectsSettings
+        from server.routing import Routing
+        from server.sender_auth.signer import Signer
+        from server.standing import Standing
+        from server.threads import Hub, Threads
+
+        settings = self.settings
+        hub = Hub()
+        threads = Threads(store, hub, readers=settings.store.readers)
+        self.add("store", stop=lambda: self._close_store(store, threads))
+        mirroring = Mirroring(store.database, store.maildir)
+        self.add("mirror", start=mirroring.start, stop=lambda: asyncio.to_thread(mirroring.close))
+        routing = Routing(threads, postmaster=settings.server.postmaster, clock=self.clock)
+        with turn(settings.server.data_directory):
+            secret = kept_secret(settings.server.data_directory / "decoy.secret")
+        login = Login(threads, self.clock, decoy_secret=secret)
+        resolver = self._resolver()
+        self.add("resolver", stop=resolver.close)
+        standing = Standing(
+            threads=threads,
+            clock=self.clock,
+            rulebook=self._rulebook,
+            counters=Counters(threads, self.clock),
+            resolver=resolver,
+            reload_seconds=settings.policy.list_reload_seconds,
+        )
+        self.add("standing", start=standing.start, stop=standing.stop)
+        correspondents = Correspondents(threads=threads, clock=self.clock, rulebook=self._rulebook)
+        self.add("correspondents", start=correspondents.start, stop=correspondents.stop)
+        rejects = Rejects(
+            threads=threads,
+            clock=self.clock,
+            settings=RejectsSettings(
+                keep_seconds=settings.rejects.keep_seconds,
+                messages=settings.rejects.max_messages,
+                octets=settings.rejects.max_octets,
+            ),
+            hostname=settings.server.hostname,
+        )
+        self.add("rejects", start=rejects.start, stop=rejects.stop)
+        self.add("operator's inbox", start=lambda: self._look_for_operator(threads))
+        dmarc_counts = self._dmarc_counts(threads)
+        intake = Intake(
+            threads=threads,
+            routing=routing,
+            rulebook=self._rulebook,
+            clock=self.clock,
+            settings=IntakeSettings(
+                hostname=settings.server.hostname,
+                expiry_api_seconds=settings.delivery.expiry_api_seconds,
+                expiry_submission_seconds=settings.delivery.expiry_submission_seconds,
+                max_received=settings.smtp.max_received,
+                received_spf=settings.authentication.received_spf,
+            ),
+            verifier=self._verifier(resolver, threads),
+            signer=Signer(threads),
+            standing=standing,
+            correspondents=correspondents,
+            rejects=rejects,
+            dmarc_counts=dmarc_counts,
+            scanning=self._scanning(threads),
+        )
+        roles = settings.server.roles
+        if "delivery" in roles:
+            self._build_delivery(threads, hub, routing, intake, resolver)
+        if "smtp" in roles:
+            self._build_smtp(threads, intake, login)
+        if "imap" in roles:
+            self._build_imap(threads, hub, login, intake)
+        if "http" in roles:
+            self._build_http(threads, hub, login, intake, routing)
+        return threads
+
+    def add(
+        self,
+        name: str,
+        *,
+        start: Callable[[], Awaitable[None] | None] | None = None,
+        stop: Callable[[], Awaitable[None] | None] | None = None,
+    ) -> None:
+        """Put a part behind those that are there."""
+        self._tree.addService(Part(name, start=start, stop=stop))
+
+    async def _look_for_operator(self, threads: Threads) -> None:
+        """Say where nobody would read what strangers write to postmaster and abuse."""
+        from server.routing import operator_fault
+
+        postmaster = self.settings.server.postmaster
+        fault = await threads.read(lambda c: operator_fault(c, postmaster=postmaster))
+        if fault:
+            log.warning("nobody reads mail for the operator", problem=fault)
+
+    async def _close_store(self, store: Store, threads: Threads) -> None:
+        await asyncio.to_thread(store.close)
+        await asyncio.to_thread(threads.close)
+
+    def _resolver(self) -> Any:
+        from server.dns import CachingResolver
+
+        dns = self.settings.dns
+        return CachingResolver(
+            servers=dns.servers,
+            timeout_seconds=dns.timeout_seconds,
+            cache_entries=dns.cache_entries,
+            clock=self.clock,
+        )
+
+    def _scanning(self, threads: Threads) -> Any:
+        if not self.settings.scanners.configured:
+            return None
+        from server.scanners.made import make_scanning
+
+        return make_scanning(self.settings.scanners, threads, self.clock, self.settings.server.hostname)
+
+    def _verifier(self, resolver: Any, threads: Threads) -> Any:
+        if not self.settings.authentication.enabled:
+            return None
+        from server.sender_auth.verify import Verifier
+
+        return Verifier(
+            resolver=resolver,
+            threads=threads,
+            clock=self.clock,
+            hostname=self.settings.server.hostname,
+            deadline_seconds=self.settings.authentication.deadline_seconds,
+            believed_sealers=self.settings.authentication.believed_sealers,
+            observes=self.settings.dmarc.sends,
+        )
+
+    def _dmarc_counts(self, threads: Threads) -> Any:
+        settings = self.settings.dmarc
+        if not settings.sends:
+            return None
+        from server.sender_auth.dmarc_counts import DmarcCounts
+
+        counts = DmarcCounts(
+            threads=threads,
+            clock=self.clock,
+            address=settings.report_address,
+            period_seconds=settings.period_hours * 3600,
+            spread_seconds=settings.spread_seconds,
+        )
+        self.add("dmarc counts", start=counts.start, stop=counts.stop)
+        return counts
+
+    def _build_delivery(
+        self, threads: Threads, hub: Hub, routing: Routing, intake: Intake, resolver: Any
+    ) -> None:
+        from server.delivery.bounce import Bouncer
+        from server.delivery.complaints import Complaints
+        from server.delivery.held import HeldExpiry
+        from server.delivery.scheduler import Scheduler
+
+        settings = self.settings
+        scheduler = Scheduler(
+            threads=threads,
+            hub=hub,
+            resolver=resolver,
+            clock=self.clock,
+            routing=routing,
+            intake=intake,
+            settings=settings.delivery,
+            hostname=settings.server.hostname,
+            outbox=settings.server.data_directory / "outbox",
+            tls_context=opportunistic_context(),
+            jitter=random.Random(),  # noqa: S311  spreads retries, keeps no secret
+            holder=threads.store.instance,
+        )
+        drain = settings.server.drain_seconds
+        self.add("delivery", start=scheduler.start, stop=lambda: scheduler.stop(drain))
+        bouncer = Bouncer(
+            threads=threads,
+            hub=hub,
+            intake=intake,
+            clock=self.clock,
+            hostname=settings.server.hostname,
+        )
+        single = Tree()
+        single.addService(Part("bounces", start=bouncer.start, stop=bouncer.stop))
+        expiry = HeldExpiry(
+            threads=threads,
+            clock=self.clock,
+            seconds=settings.delivery.held_expiry_seconds,
+            answer=settings.delivery.held_expiry_answer,
+        )
+        single.addService(Part("held mail", start=expiry.start, stop=expiry.stop))
+        complaints = Complaints(threads=threads, hub=hub, clock=self.clock, hostname=settings.server.hostname)
+        single.addService(Part("complaints", start=complaints.start, stop=complaints.stop))
+        self._add_webhooks(single, threads, hub, resolver)
+        self._add_dmarc(single, threads, hub, intake, resolver)
+        sole = threads.store.sole("single") if threads.store.is_shared else None
+        alone = Single(single, threads=threads, sole=sole)
+        self.add("single", start=alone.start, stop=alone.stop)
+
+    def _add_dmarc(self, single: Tree, threads: Threads, hub: Hub, intake: Intake, resolver: Any) -> None:
+        from server.delivery.dmarc_reader import DmarcReader
+        from server.delivery.dmarc_reporter import DmarcReporter
+
+        settings = self.settings.dmarc
+        reporter = DmarcReporter(
+            threads=threads,
+            intake=intake,
+            resolver=resolver,
+            clock=self.clock,
+            settings=settings,
+            hostname=self.settings.server.hostname,
+        )
+        single.addService(Part("dmarc reports", start=reporter.start, stop=reporter.stop))
+        reader = DmarcReader(
+            threads=threads,
+            hub=hub,
+            maildir=threads.store.maildir,
+            clock=self.clock,
+            address=settings.report_address,
+        )
+        single.addService(Part("reports of others", start=reader.start, stop=reader.stop))
+
+    def _add_webhooks(self, single: Tree, threads: Threads, hub: Hub, resolver: Any) -> None:
+        from server.events.posting import Poster
+        from server.events.rule_calls import RuleCalls, content_of
+        from server.events.webhooks import Deliverer
+
+        settings = self.settings.webhooks
+        poster = Poster(
+            resolver=resolver,
+            allow_private=settings.allow_private_addresses,
+            timeout_seconds=settings.timeout_seconds,
+        )
+        deliverer = Deliverer(
+            threads=threads,
+            hub=hub,
+            clock=self.clock,
+            poster=poster,
+            secret=self._webhook_secret(),
+            content_of=lambda call: content_of(threads, call),
+            timeout_seconds=settings.timeout_seconds,
+            concurrency=settings.concurrency,
+            dice=random.Random(),  # noqa: S311  spreads retries, keeps no secret
+        )
+        single.addService(Part("webhooks", start=deliverer.start, stop=deliverer.stop))
+        calls = RuleCalls(threads=threads, hub=hub, clock=self.clock, expiry_hours=settings.expiry_hours)
+        single.addService(Part("calls of rules", start=calls.start, stop=calls.stop))
+
+    def _webhook_secret(self) -> Callable[[], bytes]:
+        """Return what gives the signing secret; the appliance's own is made when it is first asked for."""
+        from server.events import posting, rule_calls
+
+        reference = self.settings.webhooks.secret_file
+        if not reference:
+            return cache(
+                partial(rule_calls.kept_secret, self.settings.server.data_directory / "webhook.secret")
+            )
+        try:
+            secret = posting.read_secret(read_secret(reference))
+        except (LookupError, OSError, ValueError) as error:
+            raise StartFailed(f"webhooks.secret_file: {error}") from None
+        return lambda: secret
+
+    def _build_smtp(self, threads: Threads, intake: Intake, login: Login) -> None:
+        from server.smtp.server import SmtpServer
+        from server.smtp.settings import SmtpSettings
+
+        smtp = self.settings.smtp
+        server = SmtpServer(
+            intake=intake,
+            login=login,
+            threads=threads,
+            clock=self.clock,
+            settings=SmtpSettings(
+                max_message_octets=smtp.max_message_octets,
+                max_recipients=smtp.max_recipients,
+                max_connections=smtp.max_connections,
+                max_connections_per_address=smtp.max_connections_per_address,
+                command_timeout_seconds=smtp.command_timeout_seconds,
+                data_timeout_seconds=smtp.data_timeout_seconds,
+                max_errors=smtp.max_errors,
+                max_received=smtp.max_received,
+                max_hold_seconds=smtp.max_hold_seconds,
+                mend_line_ends_of=smtp.mend_line_ends_of,
+                lmtp_networks=smtp.lmtp_networks,
+                xclient_networks=smtp.xclient_networks,
+                spool_threshold_octets=self.settings.store.spool_threshold_octets,
+            ),
+            hostname=self.settings.server.hostname,
+            tls_context=self._tls.context,
+        )
+
+        async def start() -> None:
+            await server.start(
+                mx=self._open(smtp.listen_mx),
+                submission=self._open(smtp.listen_submission),
+                submissions=self._open(smtp.listen_submissions),
+                lmtp=self._open(smtp.listen_lmtp),
+                proxied=self._proxied,
+                proxies=self._proxies(),
+            )
+
+        drain = self.settings.server.drain_seconds
+        self.add("smtp", start=start, stop=lambda: server.drain(drain))
+
+    def _build_imap(self, threads: Threads, hub: Hub, login: Login, intake: Intake) -> None:
+        from server.imap.server import ImapServer
+
+        imap = self.settings.imap
+        server = ImapServer(
+            threads=threads,
+            hub=hub,
+            login=login,
+            intake=intake,
+            maildir=threads.store.maildir,
+            clock=self.clock,
+            settings=imap,
+            hostname=self.settings.server.hostname,
+            tls_context=self._tls.context,
+        )
+
+        async def start() -> None:
+            await server.start(
+                plain=self._open(imap.listen),
+                implicit=self._open(imap.listen_tls),
+                proxied=self._proxied,
+                proxies=self._proxies(),
+            )
+
+        drain = self.settings.server.drain_seconds
+        self.add("imap", start=start, stop=lambda: server.drain(drain))
+
+    def _build_http(self, threads: Threads, hub: Hub, login: Login, intake: Intake, routing: Routing) -> None:
+        from server.http.api import make_app
+        from server.http.listener import HttpListener
+
+        http = self.settings.http
+        application = make_app(
+            threads=threads,
+            hub=hub,
+            login=login,
+            intake=intake,
+            routing=routing,
+            maildir=threads.store.maildir,
+            clock=self.clock,
+            settings=self.settings,
+        )
+        listener = HttpListener(
+            application, settings=http, tls_context=self._tls.context, proxies=self._proxies()
+        )
+
+        async def start() -> None:
+            await listener.start(open_listeners(http.listen, self._inherited))
+
+        drain = self.settings.server.drain_seconds
+        self.add("http", start=start, stop=lambda: listener.stop(drain))
+
+    def _open(self, addresses: tuple[str, ...]) -> list[Any]:
+        opened = open_listeners(addresses, self._inherited)
+        self._proxied.update(made for listen, made in opened if listen.proxy)
+        return [made for _, made in opened]
+
+    def _proxies(self) -> Proxies:
+        return Proxies(self.settings.server.proxy_networks)
