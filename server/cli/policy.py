@@ -223,7 +223,7 @@ def _rulebook(settings: Settings, directory: Path | None) -> Rulebook:
 
     try:
         place = directory or settings.policy.directory
-        return Rulebook(place, settings.limits.figures, scanners=settings.scanners.configured)
+        return Rulebook(place, settings.limits.figures, services=settings.services)
     except PolicyError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
