@@ -295,8 +295,10 @@ class Judging:
                 within = self._surroundings.spend(rule, self._facts[rule.per])
                 return f"within {rule.limit}" if within else self._refuse(rule, effects)
             case Action.GREYLIST:
+                if effects.final is not None:
+                    return "greylist: refused already"
                 returned = self._surroundings.has_returned(self._stage, self._facts)
-                return "come back" if returned else self._refuse(rule, effects)
+                return "came back" if returned else self._refuse(rule, effects)
             case Action.REQUIRE_TLS:
                 return self._require_tls(rule, effects)
             case Action.WEBHOOK:

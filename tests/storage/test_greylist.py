@@ -208,7 +208,7 @@ def test_a_stranger_is_told_to_come_back_and_is_let_in_then(tmp_path):
         appliance.clock.advance(301)
         await appliance.receive(CONTENT)
         await appliance.receive(CONTENT, "two@ours.example")
-        assert [step.effect for step in appliance.accepted[0].decision.trace] == ["come back"]
+        assert [step.effect for step in appliance.accepted[0].decision.trace] == ["came back"]
 
     run(tmp_path, scenario, RULE)
 
@@ -246,6 +246,16 @@ def test_another_rule_may_spare_whom_it_likes(tmp_path):
         assert not appliance.rulebook.greylist._awaited
 
     run(tmp_path, scenario, rule("accept", 'sender == "ada@far.example"', name="friend") + RULE)
+
+
+def test_who_is_refused_for_reputation_is_not_asked_to_come_back(tmp_path):
+    async def scenario(appliance: Appliance) -> None:
+        with pytest.raises(Refusal, match="We do not know you"):
+            await appliance.receive(CONTENT)
+        assert not appliance.rulebook.greylist._awaited
+
+    refusing = rule("reject", reason="reputation", name="known", text="We do not know you")
+    run(tmp_path, scenario, refusing + RULE)
 
 
 def test_it_may_stand_at_rcpt_and_has_no_other_code_than_a_temporary_one():
