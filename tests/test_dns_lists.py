@@ -79,6 +79,7 @@ def run(scenario: Callable[[], Awaitable[None]]) -> None:
     [
         ("bl.example", NETWORKS, BAD, {"127.0.0.4", "127.0.0.10"}),
         ("bl.example", NETWORKS, GOOD, set()),
+        ("bl.example", NETWORKS, "::ffff:192.0.2.99", {"127.0.0.4", "127.0.0.10"}),
         ("bl.example", NETWORKS, BAD6, {"127.0.0.3"}),
         ("bl.example", NETWORKS, "2001:db8::1", set()),
         ("dbl.example", DOMAINS, "spam.example", {"127.0.1.2"}),

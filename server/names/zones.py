@@ -12,6 +12,7 @@ import asyncio
 from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
+from ipaddress import IPv6Address
 from typing import TYPE_CHECKING
 
 import structlog
@@ -75,6 +76,8 @@ class Zones:
 
         Raises DnsTemporary where it does not answer in time.
         """
+        if kind is ListKind.NETWORKS:
+            value = _plain(value)
         name = question(kind, zone, value)
         if name is None:
             return NOTHING.codes
@@ -188,6 +191,15 @@ class Zones:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _plain(value: str) -> str:
+    """Return an IPv4 address that is written as an IPv6 one as what it is (RFC 4291 2.5.5.2)."""
+    try:
+        mapped = IPv6Address(value).ipv4_mapped
+    except ValueError:
+        return value
+    return value if mapped is None else str(mapped)
 
 
 def _family(kind: ListKind, value: str) -> Family:
