@@ -14,7 +14,11 @@ SWITCH_SECONDS = 0.002
 # blocks by themselves until the first is freed; from then on they lie in the heap between small ones, and an
 # idle TLS connection costs 46 KiB instead of 24. Setting the limit, here to its own size, keeps it.
 MAPPED_OCTETS = 256 * 1024
-M_MMAP_THRESHOLD = -3  # malloc.h
+# Setting it ends glibc's raising of another limit beside it: what is freed at the heap's end would go back
+# to the kernel and be asked for again with every block of a message.
+KEPT_OCTETS = 16 * 1024 * 1024
+M_TRIM_THRESHOLD = -1  # malloc.h
+M_MMAP_THRESHOLD = -3
 
 
 def keep_large_blocks_apart() -> None:
@@ -24,6 +28,7 @@ def keep_large_blocks_apart() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, MAPPED_OCTETS)
+        mallopt(M_TRIM_THRESHOLD, KEPT_OCTETS)
 
 
 def install_loop() -> None:

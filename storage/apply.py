@@ -28,7 +28,7 @@ from storage.placing import Location, Placing, Present, Work
 from storage.records import Accepted, Placed, Spooled
 from storage.rendition import Render, content_digest, prepare, render_safely
 from storage.rows import Batch, Stale, Statements, advance_only
-from storage.worker import LEAST_RECORDS, Worker
+from storage.worker import Worker, is_worth_it
 
 __all__ = ["Applier", "Render"]
 
@@ -158,7 +158,7 @@ class Applier:
     def _worker_has(self, batch: list[Journaled]) -> bool:
         """Give a batch that is worth it to the worker; return whether all of it is applied."""
         self._is_doubtful = False
-        if self._worker is None or len(batch) < LEAST_RECORDS or not self._worker.is_usable():
+        if self._worker is None or not is_worth_it(batch) or not self._worker.is_usable():
             return False
         self._conclude()
         try:

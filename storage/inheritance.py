@@ -75,6 +75,7 @@ class Estate:
             self.syncer.sync()
             for path in recovery.segments:
                 self.files.unlink(path)
+            segments.forget_stale(self.files, self.layout.journal(instance))
             sync_directory(self.files, self.layout.journal(instance))
         for path in spool.directory.iterdir():
             spool.remove(path.name)

@@ -31,7 +31,7 @@ Complete = Callable[[list[Callable[[], None]]], None]
 BATCH_RECORDS = 1024
 BATCH_OCTETS = 32 << 20
 # From this part of the backlog's limit on, replies wait for apply: senders slow down before any is refused.
-SLOW_PART = 8
+SLOW_PART = 4
 SLOW_SECONDS = 1.0
 # What a waiting record costs beside its octets: objects, texts, rows to be.
 RECORD_OVERHEAD_OCTETS = 4096
@@ -209,6 +209,10 @@ class Journal:
 
     def _rotate_for(self, rotations: Sequence[threading.Event]) -> None:
         try:
+            segment = self._segment
+            if segment is not None and segment.position == 0 and segment.is_stale:
+                self._segment = None
+                segments.abandon(self._files, segment)
             if self._segment is None or self._segment.position:
                 self._begin_segment(0)
         except OSError as error:

@@ -13,6 +13,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +100,10 @@ class Recoverer:
         report.segments = segments.list_segments(self._directory)
         report.last_sequence = self._applier.applied_sequence
         after = 0
-        for path in report.segments:
+        for path, next_path in zip_longest(report.segments, report.segments[1:]):
+            behind = int(next_path.stem) if next_path else None
             found = segments.read_segment(
-                path,
-                instance=self._placing.instance.encode("ascii"),
-                after=after,
-                is_last=path == report.segments[-1],
+                path, instance=self._placing.instance.encode("ascii"), after=after, behind=behind
             )
             for item in found:
                 if isinstance(item, Found):
@@ -242,7 +241,7 @@ class Recoverer:
         finally:
             self._files.close(fd)
         self._report.cut = end.path
-        _log.warning("%s: the unacknowledged end was cut at %d", end.path, end.offset)
+        _log.warning("%s: what lies behind the last whole record was cut at %d", end.path, end.offset)
 
 
 def _candidates(encoded: Encoded, row: Row[Any]) -> list[LocalTarget]:

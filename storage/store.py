@@ -153,15 +153,17 @@ class Store:
         self._journal.append(record, durable, applied)
 
     def checkpoint(self) -> None:
-        """Apply and sync all that was accepted so far and remove it from the journal.
+        """Apply and sync all that was accepted so far and remove it from the journal, to the last octet.
 
-        StorageError where that fails or takes longer than CHECKPOINT_WAIT_SECONDS.
+        StorageError or OSError where that fails or takes longer than CHECKPOINT_WAIT_SECONDS.
         """
         last = self._journal.last_sequence()
         if not self._applier.wait(last, timeout_seconds=CHECKPOINT_WAIT_SECONDS):
             raise StorageError(f"record {last} was not applied within {CHECKPOINT_WAIT_SECONDS:.0f} s")
+        self._make_spare()
         self._journal.rotate()
         self._checkpoint()
+        self._make_spare()
 
     def close(self) -> None:
         """Finish what was accepted, checkpoint, and give the directory up; a second call does nothing."""
@@ -176,7 +178,8 @@ class Store:
         self._applier.close()
         try:
             self._checkpoint()
-        except StorageError as error:
+            segments.forget_stale(self._files, self._journal_directory)
+        except (StorageError, OSError) as error:
             _log.error("the last checkpoint failed, the next start replays: %s", error)
         self._undo()
 
@@ -324,18 +327,22 @@ class Store:
                 return
             self._wake.clear()
             if not is_early:
+                # No load: what comes next gets a segment without the mail of earlier ones.
+                self._try(self._make_spare)
                 self._journal.rotate()
                 self._wake.clear()
-            self._try(self._tidy)
+            self._try(self._checkpoint)
+            if not is_early:
+                self._try(self._make_spare)
+            self._try(self._compact)
 
-    def _tidy(self) -> None:
-        self._checkpoint()
-        self._make_spare()
+    def _compact(self) -> None:
         if self.database.dialect == "sqlite":
             self.database.write(_vacuum)
 
     def _make_spare(self) -> None:
-        segments.make_spare(self._files, self._journal_directory, self._segment_octets)
+        with self._checkpointing:
+            segments.make_spare(self._files, self._journal_directory, self._segment_octets)
 
     def _try(self, act: Callable[[], None]) -> None:
         try:

@@ -25,8 +25,9 @@ from storage.records import Placed
 from storage.rendition import Render
 from storage.transactions import Notice
 
-# Below this many records at once, apply is quicker alone.
+# Below this many records or octets at once, apply is quicker alone.
 LEAST_RECORDS = 4
+LEAST_OCTETS = 1 << 20
 # A worker that fails so often in a row is not started again.
 FAILURES_LIMIT = 3
 _LENGTH = struct.Struct("<I")
@@ -41,6 +42,13 @@ def importable(render: Render) -> str | None:
     module, name = getattr(render, "__module__", "__main__"), getattr(render, "__qualname__", "<>")
     found = getattr(sys.modules.get(module), name, None)
     return f"{module}:{name}" if module != "__main__" and found is render else None
+
+
+def is_worth_it(batch: Sequence[Journaled]) -> bool:
+    """Return whether a batch is done sooner by another process."""
+    if len(batch) >= LEAST_RECORDS:
+        return True
+    return len(batch) > 1 and sum(item.octets for item in batch) >= LEAST_OCTETS
 
 
 class Worker:

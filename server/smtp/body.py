@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from storage.spool import SpoolWriter
 
 BLOCK_OCTETS = 256 * 1024  # what is written to a file at a time
+PART_OCTETS = 8 * 1024  # less than this is gathered with what comes next
 SHARE_OCTETS = 16 * 1024  # what each session may keep in memory however little there is
 
 
@@ -32,28 +33,26 @@ class Memory:
 class Body:
     """The content of one message; every way out ends in `finish` or `discard`."""
 
-    __slots__ = ("_first", "_intake", "_memory", "_more", "_octets", "_threads", "_threshold", "_writer")
+    __slots__ = ("_intake", "_memory", "_octets", "_parts", "_threads", "_threshold", "_writer")
 
     def __init__(self, *, intake: Intake, threads: Threads, memory: Memory, threshold_octets: int) -> None:
         self._intake = intake
         self._threads = threads
         self._memory = memory
         self._threshold = threshold_octets
-        self._first = b""  # most messages come in one block: kept as it is
-        self._more: bytearray | None = None
+        self._parts: list[bytes | bytearray] = []  # most messages come in one block: kept as it is
         self._octets = 0
         self._writer: SpoolWriter | None = None
 
     def add(self, content: bytes) -> None:
         """Keep content; ask `is_full` next."""
-        if self._more is not None:
-            self._more += content
-        elif self._first:
-            self._more = bytearray(self._first)
-            self._more += content
-            self._first = b""
+        parts = self._parts
+        if not parts or len(content) >= PART_OCTETS:
+            parts.append(content)
+        elif isinstance(parts[-1], bytearray):
+            parts[-1] += content
         else:
-            self._first = content
+            parts.append(bytearray(content))
         self._octets += len(content)
         self._memory.used_octets += len(content)
 
@@ -76,24 +75,31 @@ class Body:
         writer = self._writer
         if writer is None:
             # Still counted: `release` comes when the message has been taken in.
-            return self._first if self._more is None else bytes(self._more)
+            return self._whole()
         if self._octets:
             await self._threads.run(writer.write, self._take())
         return await self._threads.run(writer.finish)
 
     def release(self) -> None:
         """Forget what is in memory."""
-        self._take()
+        self._forget()
 
     async def discard(self) -> None:
         """Forget everything, the file too."""
-        self._take()
+        self._forget()
         if self._writer is not None:
             writer, self._writer = self._writer, None
             await self._threads.run(writer.discard)
 
-    def _take(self) -> bytes | bytearray:
-        content = self._first if self._more is None else self._more
-        self._memory.used_octets -= self._octets
-        self._first, self._more, self._octets = b"", None, 0
+    def _take(self) -> bytes:
+        content = self._whole()
+        self._forget()
         return content
+
+    def _whole(self) -> bytes:
+        parts = self._parts
+        return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
+
+    def _forget(self) -> None:
+        self._memory.used_octets -= self._octets
+        self._parts, self._octets = [], 0

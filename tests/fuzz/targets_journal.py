@@ -75,10 +75,10 @@ _PATH = Path(_FOLDER.name) / "00000000000000000001.journal"
 def check_segment(data: bytes) -> None:
     """Whatever the octets, what is found was written whole, and nothing raises but Corrupt."""
     _PATH.write_bytes(data)
-    for is_last in (True, False):
+    for behind in (None, len(RECORDS) + 1, len(RECORDS) + 2):
         before, at = 0, 0
         try:
-            for item in segments.read_segment(_PATH, instance=INSTANCE, after=0, is_last=is_last):
+            for item in segments.read_segment(_PATH, instance=INSTANCE, after=0, behind=behind):
                 if isinstance(item, segments.Found):
                     assert item.sequence > before
                     assert item.record == RECORDS[item.sequence]
@@ -89,7 +89,7 @@ def check_segment(data: bytes) -> None:
                 if isinstance(item, segments.Damage):
                     assert data.startswith(item.octets, item.offset)
                 else:
-                    assert is_last
+                    assert behind is None
         except Corrupt:
             assert codec.MAGIC in data
 

@@ -188,7 +188,7 @@ def test_every_truncated_prefix_of_a_segment_gives_its_whole_records(journal: Jo
     for length in range(len(whole) + 1):
         for padding in (0, 4096):
             path = journal.write(1, whole[:length], padding=padding)
-            found = list(segments.read_segment(path, instance=journal.instance, after=0, is_last=True))
+            found = list(segments.read_segment(path, instance=journal.instance, after=0, behind=None))
             complete = sum(1 for end in ends if end <= length)
             # A cut inside trailing zeros of a record cannot be: no record ends with one here.
             assert [item.record for item in found if isinstance(item, segments.Found)] == items[:complete]
@@ -246,8 +246,42 @@ def test_record_of_another_instance_or_sequence_is_no_record(journal: Journal) -
     again = journal.encode(record(), 1)
     first = journal.encode(record(), 1)
     path = journal.write(1, first + foreign + again)
-    found = list(segments.read_segment(path, instance=journal.instance, after=0, is_last=True))
+    found = list(segments.read_segment(path, instance=journal.instance, after=0, behind=None))
     assert [type(item) for item in found] == [segments.Found, segments.TornEnd]
+
+
+@pytest.mark.parametrize("kept", [1, 2, 5])
+def test_records_of_an_earlier_segment_are_no_records_and_no_damage(
+    directory: Path, database_url: str, journal: Journal, kept: int
+) -> None:
+    earlier = b"".join(journal.encode(record(content("old")), number) for number in range(1, 9))
+    items = [record(content(str(number))) for number in range(10, 10 + kept)]
+    own = b"".join(journal.encode(item, number) for number, item in enumerate(items, 10))
+    journal.write(10, own + earlier[len(own) :])
+    journal.write(10 + kept, earlier)
+    with opened(directory, database_url) as store:
+        assert store.recovery.applied == kept
+        assert store.recovery.set_aside == []
+        assert store.recovery.missing == []
+        assert sorted(mail_files(directory).values()) == sorted(
+            file_octets(item, item.local[0]) for item in items
+        )
+
+
+def test_a_record_lost_before_an_earlier_segments_records_is_told(
+    directory: Path, database_url: str, journal: Journal
+) -> None:
+    earlier = b"".join(journal.encode(record(content("old")), number) for number in range(1, 9))
+    own = journal.encode(record(), 10)
+    lost = bytearray(journal.encode(record(), 11))
+    lost[-5] ^= 1
+    journal.write(10, own + lost + earlier[len(own) + len(lost) :])
+    journal.write(12, journal.encode(record(), 12))
+    with opened(directory, database_url) as store:
+        assert store.recovery.applied == 2
+        assert store.recovery.missing == [(11, 11)]
+        (path,) = store.recovery.set_aside
+        assert path.read_bytes().startswith(bytes(lost))
 
 
 def test_unknown_version_refuses_to_start(directory: Path, database_url: str, journal: Journal) -> None:
@@ -265,7 +299,7 @@ def test_record_looking_like_content_is_not_replayed(journal: Journal) -> None:
     # A message cannot hold the zero octet of the magic; one that did would still be inside its record.
     inner = journal.encode(record(), 7)
     path = journal.write(1, journal.encode(record(b"Subject: x\r\n\r\n" + inner), 1))
-    found = list(segments.read_segment(path, instance=journal.instance, after=0, is_last=True))
+    found = list(segments.read_segment(path, instance=journal.instance, after=0, behind=None))
     assert [item.sequence for item in found if isinstance(item, segments.Found)] == [1]
 
 
@@ -397,7 +431,8 @@ def test_applied_record_follows_an_entry_that_was_moved(
     root = directory / "mail/inb_0"
     os.rename(root / "new" / entry.name, root / ".Work.2026/new" / entry.name)
     store.close()
-    segment.write_bytes(Journal(directory, (directory / "instance").read_text().strip()).encode(item, 1))
+    octets = Journal(directory, (directory / "instance").read_text().strip()).encode(item, 1)
+    segments.segment_path(segment.parent, 1).write_bytes(octets)
     (root / ".Work.2026/new" / entry.name).write_bytes(b"torn")
     with opened(directory, database_url) as store:
         assert store.recovery.rewritten == 1

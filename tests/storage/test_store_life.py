@@ -155,6 +155,27 @@ def test_checkpoint_takes_all_content_out_of_the_journal(store: Store, directory
     deliver(store, record())
 
 
+def test_files_of_full_segments_are_written_again_and_blanked_when_it_is_quiet(
+    directory: Path, database_url: str
+) -> None:
+    secret = b"Subject: x\r\n\r\nthe secret word is xyzzy\r\n" + b"x" * 3000
+    with opened(directory, database_url, checkpoint_seconds=3600) as store:
+        fill(store.database)
+        seen: set[int] = set()
+        reused = 0
+        for _ in range(12):
+            promises = [accept(store, record(secret)) for _ in range(40)]
+            assert all(promise.applied.wait(30) for promise in promises)
+            found = {path.stat().st_ino for path in journal_files(directory)}
+            reused += len(found & seen)
+            seen |= {path.stat().st_ino for path in directory.glob("journal/*/*.stale")}
+        assert reused, "no segment was made of an earlier one's file"
+        store.checkpoint()
+        for path in directory.glob("journal/*/*"):
+            assert path.is_dir() or b"xyzzy" not in path.read_bytes(), path
+    assert not list(directory.glob("journal/*/*.stale"))
+
+
 def test_segments_rotate_and_go_once_applied(directory: Path, database_url: str) -> None:
     with opened(directory, database_url) as store:
         fill(store.database)
