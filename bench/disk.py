@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 SIZE_OCTETS = 6 << 30
@@ -21,18 +21,26 @@ class Unfit(Exception):
 
 
 @contextlib.contextmanager
-def workplace() -> Iterator[tuple[Path, str]]:
-    """Yield a directory that both servers share, and the words that describe it."""
+def workplace(
+    *, octets: int = SIZE_OCTETS, options: Sequence[str] = (), image: Path | None = None
+) -> Iterator[tuple[Path, str]]:
+    """Yield a directory that both servers share, and the words that describe it.
+
+    options: more words for mkfs.ext4. image: a loop file that stays, with all that is on it.
+    """
     base = Path(tempfile.mkdtemp(prefix="bench-", dir=os.environ.get("BENCH_DIRECTORY", "/var/tmp")))
     base.chmod(0o755)
     try:
         if _file_system(base) == "tmpfs":
             raise Unfit(f"{base} lies on tmpfs, where a sync costs nothing; set BENCH_DIRECTORY")
-        if os.geteuid() != 0 or not _make_ext4(base):
+        is_kept = image is not None and image.exists()
+        image = image or base / "image"
+        can_mount = os.geteuid() == 0 and (is_kept or _make_ext4(image, octets, options))
+        if not (can_mount and _mount(image, base / "fs")):
             yield base, f"the machine's own {_file_system(base)}, not a fresh one"
             return
         try:
-            yield base / "fs", "a fresh ext4 with a journal on a loop file"
+            yield base / "fs", f"{'a kept' if is_kept else 'a fresh'} ext4 with a journal on a loop file"
         finally:
             subprocess.run(["umount", "--lazy", str(base / "fs")], check=False)
     finally:
@@ -52,23 +60,21 @@ def plain_workplace() -> Iterator[Path]:
         shutil.rmtree(base, ignore_errors=True)
 
 
-def _make_ext4(base: Path) -> bool:
-    image, place = base / "image", base / "fs"
+def _make_ext4(image: Path, octets: int, options: Sequence[str]) -> bool:
     with open(image, "wb") as file:
-        file.truncate(SIZE_OCTETS)
-    place.mkdir()
+        file.truncate(octets)
     # Tables are written now, not in the background of the measurement.
-    options = ["-q", "-E", "lazy_itable_init=0,lazy_journal_init=0"]
-    made = subprocess.run(["mkfs.ext4", *options, str(image)], check=False, capture_output=True)
-    if made.returncode == 0:
-        mounted = subprocess.run(
-            ["mount", "-o", "loop", str(image), str(place)], check=False, capture_output=True
-        )
-        if mounted.returncode == 0:
-            place.chmod(0o755)
-            return True
-    image.unlink()
-    return False
+    command = ["mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", *options, str(image)]
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+
+def _mount(image: Path, place: Path) -> bool:
+    place.mkdir()
+    command = ["mount", "-o", "loop", str(image), str(place)]
+    if subprocess.run(command, check=False, capture_output=True).returncode != 0:
+        return False
+    place.chmod(0o755)
+    return True
 
 
 def _file_system(path: Path) -> str:

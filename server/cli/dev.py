@@ -8,7 +8,6 @@ other mail goes into the outbox folder.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -75,13 +74,19 @@ def run(directory: Path, *, once: bool, port_base: int) -> int:
         print(f"mailagents dev: {error}", file=sys.stderr)
         return 3
     from server import app as appliance
+    from storage.errors import StorageError
 
     settings = Settings.load(configuration)
+    try:
+        known = provision(directory, settings)
+    except (StorageError, OSError) as error:
+        print(f"mailagents: {error}", file=sys.stderr)
+        return 1
     outcome: list[bool] = []
 
     async def when_ready(context: Context, stop: Callable[[], None]) -> None:
         try:
-            outcome.append(await _show(directory, configuration, settings, context))
+            outcome.append(await _show(directory, configuration, known, context))
         except Exception as error:  # noqa: BLE001  a failed demonstration must say so and not leave the user waiting
             print(f"mailagents dev: the demonstration failed: {error!r}", file=sys.stderr)
             outcome.append(False)
@@ -144,9 +149,8 @@ def _free_port(wanted: int) -> int:
         return port
 
 
-async def _show(directory: Path, configuration: Path, settings: Settings, context: Context) -> bool:
+async def _show(directory: Path, configuration: Path, known: dict[str, Any], context: Context) -> bool:
     ports = _kept_ports(directory)
-    known = await asyncio.to_thread(provision, directory, context)
     partner = demonstration.Partner(directory / "partner", ports["partner"], PARTNER)
     await partner.start()
     try:
@@ -158,8 +162,11 @@ async def _show(directory: Path, configuration: Path, settings: Settings, contex
     return passed
 
 
-def provision(directory: Path, context: Context) -> dict[str, Any]:
-    """Make organization, domain, inboxes and key once; returns what was made, secrets included."""
+def provision(directory: Path, settings: Settings) -> dict[str, Any]:
+    """Make organization, domain, inboxes and key once; returns what was made, secrets included.
+
+    Before the daemon starts, which would find nobody to read the operator's mail. StorageError, OSError.
+    """
     path = directory / "credentials.json"
     try:
         known: dict[str, Any] = json.loads(path.read_text())
@@ -167,6 +174,20 @@ def provision(directory: Path, context: Context) -> dict[str, Any]:
         known = {}
     if known:
         return known
+    from server.clock import SystemClock
+    from server.parts import open_store
+
+    store = open_store(settings)
+    try:
+        known = _make_accounts(Context(store, SystemClock(), settings.server.hostname, actor="cli:dev"))
+    finally:
+        store.close()
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        json.dump(known, file)
+    return known
+
+
+def _make_accounts(context: Context) -> dict[str, Any]:
     perform(context, "organization-add", {"name": "Dev"})
     domain = perform(context, "domain-add", {"name": DOMAIN})
     inboxes = [perform(context, "inbox-add", {"address": address}) for address in INBOXES]
@@ -176,10 +197,7 @@ def provision(directory: Path, context: Context) -> dict[str, Any]:
         "key-add",
         {"organization": "Dev", "name": "console", "scopes": ["operator", "org:admin", "event:read"]},
     )
-    known = {"domain": domain, "inboxes": inboxes, "key": key, "console": console}
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        json.dump(known, file)
-    return known
+    return {"domain": domain, "inboxes": inboxes, "key": key, "console": console}
 
 
 def _reach(ports: dict[str, int], known: dict[str, Any], directory: Path, configuration: Path) -> None:

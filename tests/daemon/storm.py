@@ -20,6 +20,16 @@ from tests.daemon.running import Daemon
 # Some go into the journal whole, some by way of a spool file (256 KiB and more).
 SIZES = (200, 2_000, 2_000, 40_000, 400_000)
 
+# Half of what is submitted bounces, and all of it at once, which the shipped rules would not stand for.
+LIMITS = {
+    "bounce_permille": 1000,
+    "key_hour": 100_000,
+    "key_day": 100_000,
+    "organization_hour": 100_000,
+    "organization_day": 100_000,
+    "warmup_first_days": 100_000,
+}
+
 
 def body(identifier: str, octets: int) -> str:
     """Lines that only this id has."""

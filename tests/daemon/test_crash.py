@@ -12,7 +12,7 @@ import pytest
 from tests.daemon.letters import DOMAIN
 from tests.daemon.partner import serving
 from tests.daemon.running import Daemon, Inbox, children, until
-from tests.daemon.storm import Storm, strike
+from tests.daemon.storm import LIMITS, Storm, strike
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,7 @@ def test_every_250_is_kept_once_through_kills(template: Path, tmp_path: Path, se
             # Frequent checkpoints of the small segments that all tests use, so that kills hit these too.
             store={"checkpoint_seconds": 1},
             delivery={"routes": partner.route, "retry_first_seconds": 1, "per_domain_concurrency": 4},
+            limits=LIMITS,
         ) as daemon,
     ):
         daemon.start()

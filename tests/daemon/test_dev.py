@@ -19,7 +19,8 @@ def dev(directory: Path) -> str:
         capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "COLUMNS": "200"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
+    for words in ("Traceback", "[warning", "[error"):
+        assert words not in done.stdout + done.stderr
     return done.stdout
 
 

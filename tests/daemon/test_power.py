@@ -12,7 +12,7 @@ import pytest
 
 from tests.daemon.partner import serving
 from tests.daemon.running import Daemon, children, until
-from tests.daemon.storm import Storm, wait_for_more
+from tests.daemon.storm import LIMITS, Storm, wait_for_more
 from tests.daemon.test_crash import check_drafts, check_inbox, check_notices, check_partner, check_residue
 from tests.power.disk import Disk, NoDisk, disk
 
@@ -41,6 +41,7 @@ def test_every_250_survives_a_cut_of_the_power(
             data=ext4.directory / "data",
             store={"checkpoint_seconds": 1},
             delivery={"routes": partner.route, "retry_first_seconds": 1, "per_domain_concurrency": 4},
+            limits=LIMITS,
         ) as daemon,
     ):
         os.sync()  # the accounts were copied here, which no installation does

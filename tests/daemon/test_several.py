@@ -19,7 +19,7 @@ from tests.daemon.ensemble import Ensemble
 from tests.daemon.letters import DOMAIN, message, queued_id, wire
 from tests.daemon.partner import Partner, serving
 from tests.daemon.running import Daemon, until
-from tests.daemon.storm import Storm, wait_for_more
+from tests.daemon.storm import LIMITS, Storm, wait_for_more
 from tests.daemon.test_crash import check_drafts, check_inbox, check_notices, check_partner, check_residue
 
 pytestmark = pytest.mark.postgresql
@@ -180,9 +180,7 @@ def test_every_250_is_kept_once_whichever_process_is_killed(
     dice = random.Random(seed)
     with serving(tmp_path / "partner") as partner:
         delivery = {"routes": partner.route, "retry_first_seconds": 1, "per_domain_concurrency": 4}
-        # Half of what is submitted bounces, which a rule would not stand for.
-        limits = {"bounce_permille": 1000}
-        ensemble = make(store={"checkpoint_seconds": 1}, delivery=delivery, limits=limits)
+        ensemble = make(store={"checkpoint_seconds": 1}, delivery=delivery, limits=LIMITS)
         for name, role in (("smtp-1", "smtp"), ("smtp-2", "smtp"), ("imap", "imap")):
             ensemble.add(name, role)
         for name in ("delivery-1", "delivery-2"):

@@ -1,7 +1,7 @@
 """A small mutation engine: seeds, mutators and a dictionary; new behaviour earns a seed its place.
 
 A target is a function of octets that asserts its own invariant. The engine adds
-one of its own: no input of OCTETS_LIMIT may take longer than STALL_SECONDS of
+one of its own: no input, OCTETS_LIMIT long at most, may take longer than STALL_SECONDS of
 processor time, and one that never ends is stopped after ENDLESS_SECONDS.
 """
 
@@ -23,8 +23,17 @@ Target = Callable[[bytes], None]
 class Engine:
     """One run over one target; the same number gives the same inputs."""
 
-    def __init__(self, target: Target, seeds: Sequence[bytes], words: Sequence[bytes], number: int) -> None:
+    def __init__(
+        self,
+        target: Target,
+        seeds: Sequence[bytes],
+        words: Sequence[bytes],
+        number: int,
+        *,
+        octets_limit: int = OCTETS_LIMIT,
+    ) -> None:
         self._target = target
+        self._octets_limit = octets_limit
         self._pool = list(seeds)
         self._words = list(words)
         self._dice = random.Random(number)
@@ -89,7 +98,7 @@ class Engine:
         data = dice.choice(self._pool)
         for _ in range(dice.randrange(1, 5)):
             data = dice.choice(_MUTATORS)(self, data)
-        return data[:OCTETS_LIMIT]
+        return data[: self._octets_limit]
 
     def _place(self, data: bytes) -> int:
         return self._dice.randrange(len(data) + 1)
