@@ -70,12 +70,12 @@ def test_mail_of_a_listed_address_is_refused_and_kept_and_of_an_allowed_one_take
     code, text = hand_in(judging, LISTED, "listed")
     assert (code, text[:5]) == (550, b"5.7.1")
     kept = judging.find(alice, "listed", folder="Rejects")
-    (told,) = events(judging, "message.refused")
+    (told,) = until(lambda: events(judging, "message.refused"), "the event behind the file")
     assert (told["rules"][0], told["blocklists"]) == ("blocklisted", ["bl.test"])
     assert "iprev=permerror" in str(kept["Authentication-Results"])
     assert hand_in(judging, ALLOWED, "allowed")[0] == 250
     found = judging.find(alice, "allowed")
-    taken = events(judging, "message.accepted")[-1]
+    (taken,) = until(lambda: events(judging, "message.accepted"), "the event behind the file")
     assert (taken["blocklists"], taken["allowlists"]) == (["bl.test"], ["wl.test"])
     assert f"iprev=pass policy.iprev={ALLOWED}" in str(found["Authentication-Results"])
     assert f"from mx.far.test (mx.friend.test [{ALLOWED}])" in " ".join(str(found["Received"]).split())
