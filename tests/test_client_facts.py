@@ -1,7 +1,7 @@
 """What rules are told of clients by the DNS: begun in time, asked only where wanted, never in the way."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -9,13 +9,17 @@ import pytest
 from policies.compile import compile_rules
 from server import client_facts, evidence
 from server.client_facts import ClientFacts
-from server.dns import CachingResolver
+from server.dns import Answer, CachingResolver
 from server.dns_list import Lists, parse
 from server.names import reverse
 from server.names.zones import Zones
-from storage.records import Envelope, Peer, Source
+from server.refusal import Refusal
+from server.sender_auth import results
+from storage.records import Envelope, Peer, Source, Verdict
 from tests.fakes import FakeClock
 from tests.nameserver import Nameserver
+from tests.test_intake import CONTENT, PEER, Appliance, Resolver
+from tests.test_intake import run as receive
 from tests.test_rules_acting import rule
 
 BAD = "192.0.2.99"
@@ -348,3 +352,118 @@ def test_without_the_setting_and_without_a_rule_nobody_is_introduced():
         assert client.server.asked == []
 
     run(scenario, rule("tag", keyword="x"))
+
+
+# Through intake
+
+
+class Table(Resolver):
+    """Answers from a table, or to nobody at all."""
+
+    is_silent = False
+
+    async def resolve(self, name: str, rdtype: str) -> Answer:
+        if self.is_silent:
+            await asyncio.Event().wait()
+        return await super().resolve(name, rdtype)
+
+
+class Results:
+    """Passes nothing and says what it is given."""
+
+    async def verify(self, **_: object) -> tuple[Verdict, ...]:
+        return (Verdict("spf", "none"),)
+
+    def results_field(self, verdicts: Sequence[Verdict]) -> bytes:
+        return results.field("mail.example.org", verdicts)
+
+
+def looking(
+    appliance: Appliance, resolver: object, *, says_names: bool = False, timeout_seconds: float = 2.0
+) -> ClientFacts:
+    made = ClientFacts(
+        resolver=resolver,
+        zones=Zones(resolver, appliance.clock, timeout_seconds=timeout_seconds),
+        rulebook=appliance.rulebook,
+        clock=appliance.clock,
+        lists=LISTS,
+        timeout_seconds=timeout_seconds,
+        says_names=says_names,
+    )
+    appliance.intake._client_facts = made
+    appliance.intake._verifier = Results()
+    return made
+
+
+LISTED = {"2.0.0.127.bl.example": ("127.0.0.2",), "9.100.51.198.bl.example": ("127.0.0.2",)}
+REFUSING = rule("reject", "dnsbl_listed && !dnswl_listed", text="You are listed")
+
+
+def test_a_listed_client_is_refused_by_a_rule(tmp_path):
+    async def scenario(appliance: Appliance) -> None:
+        made = looking(appliance, Table(LISTED))
+        with pytest.raises(Refusal, match="You are listed"):
+            await appliance.receive(CONTENT)
+        await made.stop()
+
+    receive(tmp_path, scenario, REFUSING)
+
+
+@pytest.mark.parametrize("fault", ["servfail", "silent"])
+def test_lists_that_give_no_answer_stop_no_mail(tmp_path, fault):
+    async def scenario(appliance: Appliance) -> None:
+        resolver = Table(LISTED)
+        if fault == "servfail":
+            resolver.table = dict.fromkeys(LISTED, None)
+        else:
+            resolver.is_silent = True
+        made = looking(appliance, resolver, timeout_seconds=0.05)
+        await appliance.receive(CONTENT)
+        assert len(appliance.accepted) == 1
+        assert appliance.accepted[0].decision.trace == ()  # nothing went wrong: nobody is listed
+        await made.stop()
+
+    receive(tmp_path, scenario, REFUSING)
+
+
+def test_a_door_of_users_has_nobody_looked_up(tmp_path):
+    async def scenario(appliance: Appliance) -> None:
+        resolver = Table(LISTED)
+        made = looking(appliance, resolver)
+        for source, asked in ((Source.SUBMISSION, False), (Source.MX, True)):
+            await appliance.intake.connected(PEER, source=source)
+            await appliance.intake.helo(PEER, source=source)
+            assert bool(made._known) is asked
+        await made.stop()
+
+    receive(tmp_path, scenario, REFUSING)
+
+
+def test_the_confirmed_name_stands_in_results_and_received(tmp_path):
+    async def scenario(appliance: Appliance) -> None:
+        resolver = Table(
+            {
+                "9.100.51.198.in-addr.arpa": ("mx.far.example",),
+                "mx.far.example": ("198.51.100.9",),
+            }
+        )
+        made = looking(appliance, resolver, says_names=True)
+        await appliance.receive(CONTENT)
+        octets = appliance.file(appliance.inbox("one@ours.example"))
+        assert b"\tiprev=pass policy.iprev=198.51.100.9\r\n" in octets
+        assert b"(mx.far.example [198.51.100.9])" in octets
+        assert appliance.accepted[0].peer.reverse_name == "mx.far.example"
+        await made.stop()
+
+    receive(tmp_path, scenario)
+
+
+def test_results_say_why_there_is_no_name(tmp_path):
+    async def scenario(appliance: Appliance) -> None:
+        made = looking(appliance, Table({}), says_names=True)
+        await appliance.receive(CONTENT)
+        octets = appliance.file(appliance.inbox("one@ours.example"))
+        assert b'iprev=permerror reason="no PTR record"' in octets
+        await made.stop()
+
+    receive(tmp_path, scenario)
