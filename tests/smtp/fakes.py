@@ -83,7 +83,7 @@ class FakeIntake:
         if name in self.refusals:
             raise self.refusals[name]
 
-    async def connected(self, peer) -> None:
+    async def connected(self, peer, *, source=None) -> None:
         await self._step("connected", peer)
 
     async def helo(self, peer) -> None:
