@@ -57,9 +57,9 @@ class Door:
         if self._rulebook.asks("connect"):
             refuse(await self.ruled("connect", evidence.Facts(evidence.Case(peer))))
 
-    async def helo(self, peer: Peer) -> None:
-        """Judge the EHLO or HELO argument; raises Refusal."""
-        if self._client_facts is not None and peer.identity is None:
+    async def helo(self, peer: Peer, *, source: Source = Source.MX) -> None:
+        """Judge the EHLO or HELO argument; raises Refusal. source: as of connected."""
+        if self._client_facts is not None and source is not Source.SUBMISSION:
             self._client_facts.begin(peer)
         if self._rulebook.asks("helo"):
             refuse(await self.ruled("helo", evidence.Facts(evidence.Case(peer, own_name=self._own_name))))

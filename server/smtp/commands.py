@@ -94,7 +94,7 @@ async def _take_hello(session: Session, command: grammar.Hello) -> None:
     peer = replace(session.peer, helo=command.name, extended=command.extended)
     try:
         if not lmtp.is_vouched(session):
-            await session.server.intake.helo(peer)
+            await session.server.intake.helo(peer, source=session.door.source)
     except Refusal as refusal:
         if refusal.code == 421:
             raise
