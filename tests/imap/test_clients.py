@@ -10,6 +10,8 @@ import pytest
 
 from tests.imap.appliance import Appliance, Inbox, client_context
 
+pytestmark = pytest.mark.interop
+
 MESSAGE = (
     b"From: bob@elsewhere.example\r\nTo: ann@d.example\r\nSubject: Hello\r\n"
     b"Message-ID: <%d@x>\r\n\r\nBody %d\r\n"
