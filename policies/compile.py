@@ -19,7 +19,7 @@ from typing import Any
 from policies import library, plain
 from policies.check import check
 from policies.expression import Expression, ExpressionError, canonical, parse
-from policies.facts import DEFAULT_LIMITS, FACTS, SCANNERS, STAGES, Kind
+from policies.facts import DEFAULT_LIMITS, FACTS, SCANNERS, SERVICES, STAGES, Kind
 from policies.lines import Positions, positions
 from policies.listing import read_list
 from policies.rules import (
@@ -51,7 +51,8 @@ KEYS: Mapping[str, tuple[type, str]] = {
     "action": (str, "What is done when the condition holds. Required."),
     "code": (
         int,
-        "Reply code of reject and pause (550 unless given), defer and limit (451), require_tls (530).",
+        "Reply code of reject and pause (550 unless given), defer, limit and greylist (451), require_tls "
+        "(530).",
     ),
     "enhanced": (str, "Enhanced status code that goes with code (5.7.1, 4.7.1, 5.7.0 unless given)."),
     "text": (str, "What the client is told, in ASCII. It should reveal no configuration."),
@@ -72,7 +73,8 @@ KEYS: Mapping[str, tuple[type, str]] = {
     "content": (bool, "true: webhook sends the message itself too, in base64."),
     "needs": (
         str,
-        "`clamav`, `rspamd` or `scanner` (either): the rule is off unless that is configured in [scanners].",
+        "`clamav`, `rspamd` or `scanner` (either): the rule is off unless that is configured in [scanners]; "
+        "`blocklists` or `domain-blocklists`: unless [dns_lists] names some.",
     ),
     "stop": (
         bool,
@@ -89,6 +91,7 @@ _REFUSALS = {
     Action.REJECT: (550, "5.7.1", "Refused by the policy of this server"),
     Action.DEFER: (451, "4.7.1", "Deferred by the policy of this server, try again later"),
     Action.LIMIT: (451, "4.7.1", "Too much at once, try again later"),
+    Action.GREYLIST: (451, "4.7.1", "Greylisted: this sender is new here, please try again in some minutes"),
     Action.REQUIRE_TLS: (530, "5.7.0", "Use STARTTLS first"),
     Action.PAUSE: (550, "5.7.1", "Sending is paused, ask the operator of this server"),
 }
@@ -113,7 +116,15 @@ _ONLY: Mapping[str, set[Action]] = {
     "stop": set(Action) - FINAL_ACTIONS,
 }
 # What is lost with these, where their condition cannot be evaluated, is no one's safety.
-_LENIENT = {Action.ACCEPT, Action.STOP, Action.TAG, Action.PRIORITY, Action.LIMIT, Action.WEBHOOK}
+_LENIENT = {
+    Action.ACCEPT,
+    Action.STOP,
+    Action.TAG,
+    Action.PRIORITY,
+    Action.LIMIT,
+    Action.GREYLIST,
+    Action.WEBHOOK,
+}
 _NEEDED = {
     Action.PRIORITY: ("priority",),
     Action.LIMIT: ("limit", "period_seconds", "per"),
@@ -155,12 +166,12 @@ class PolicyError(Exception):
 def compile_rules(
     sources: Sequence[tuple[str, str]],
     limits: Mapping[str, int] = DEFAULT_LIMITS,
-    scanners: Collection[str] = (),
+    services: Collection[str] = (),
 ) -> RuleSet:
     """Return the rule set of (path, text) pairs of TOML, in their order; raises PolicyError.
 
-    limits: the figures that conditions call limit_…, all of facts.LIMITS. scanners: those that are
-    configured; rules that need another are off.
+    limits: the figures that conditions call limit_…, all of facts.LIMITS. services: those of
+    facts.SERVICES that are configured; rules that need another are off.
     """
     rules: list[Rule] = []
     problems: list[Problem] = []
@@ -175,7 +186,7 @@ def compile_rules(
     derivations = plain.Derivations(limits)
     for reader in files:
         reader.known_lists, reader.derivations = lists, derivations
-        reader.scanners = scanners
+        reader.services = services
         for rule, line in reader.rules():
             if rule.name in places:
                 reader.problem(line, f"the name {rule.name} is taken by the rule at {places[rule.name]}")
@@ -208,7 +219,7 @@ class _File:
         self.positions = Positions()
         self.known_lists: Mapping[str, ListDeclaration] = {}
         self.derivations = plain.Derivations()
-        self.scanners: Collection[str] = ()
+        self.services: Collection[str] = ()
         self._read: dict[str, Any] | None = None
 
     def problem(self, line: int, message: str) -> None:
@@ -337,9 +348,11 @@ class _Reading:
         )
 
     def _is_served(self) -> bool:
-        """Whether the scanner that the rule needs is there."""
-        needs, scanners = self.table.get("needs", ""), self.file.scanners
-        return not needs or needs in scanners or (needs == "scanner" and bool(scanners))
+        """Whether what the rule needs is there."""
+        needs, services = self.table.get("needs", ""), self.file.services
+        if needs == "scanner":
+            return not set(SCANNERS).isdisjoint(services)
+        return not needs or needs in services
 
     def _keys(self) -> None:
         for key, value in self.table.items():
@@ -427,7 +440,7 @@ class _Reading:
         code = self.table.get("code", code)
         enhanced = self.table.get("enhanced", enhanced)
         text = self.table.get("text", text)
-        kind = 4 if action in {Action.DEFER, Action.LIMIT} else 5
+        kind = 4 if action in {Action.DEFER, Action.LIMIT, Action.GREYLIST} else 5
         # RFC 5321 4.2.1: the second digit is 0 to 5. 421 closes the session, which rules do not.
         if "code" not in self.faulty and (code // 100 != kind or code % 100 > 59 or code == 421):
             self.fault("code", f"{code} is no reply code for {action.value}: {kind}00 to {kind}59")
@@ -491,7 +504,7 @@ class _Reading:
             self.fault("to", "a message can be held at stage message, not at deliver")
         self._one_of("subject", "identity", "organization")
         self._reason(stages)
-        self._one_of("needs", *SCANNERS, "scanner")
+        self._one_of("needs", *SERVICES, "scanner")
         if "url" in self.table and "url" not in self.faulty and not _URL.fullmatch(self.table["url"]):
             self.fault("url", "url begins with https:// or http:// and has 1000 characters at most")
         per = self._text("per")

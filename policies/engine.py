@@ -53,6 +53,10 @@ class Surroundings(Protocol):
         """Count one event for a limit and a value of its fact; return whether it is still within."""
         ...
 
+    def has_returned(self, stage: str, facts: Mapping[str, Any]) -> bool:
+        """Note that mail comes, and return whether its client need not come back for it."""
+        ...
+
 
 class Nowhere:
     """Surroundings without lists and limits."""
@@ -63,6 +67,10 @@ class Nowhere:
 
     def spend(self, rule: Rule, value: str) -> bool:
         """Nothing is counted."""
+        return True
+
+    def has_returned(self, stage: str, facts: Mapping[str, Any]) -> bool:
+        """Nobody is new."""
         return True
 
 
@@ -286,6 +294,11 @@ class Judging:
             case Action.LIMIT:
                 within = self._surroundings.spend(rule, self._facts[rule.per])
                 return f"within {rule.limit}" if within else self._refuse(rule, effects)
+            case Action.GREYLIST:
+                if effects.final is not None:
+                    return "greylist: refused already"
+                returned = self._surroundings.has_returned(self._stage, self._facts)
+                return "came back" if returned else self._refuse(rule, effects)
             case Action.REQUIRE_TLS:
                 return self._require_tls(rule, effects)
             case Action.WEBHOOK:

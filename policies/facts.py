@@ -36,6 +36,7 @@ _CONTENT = ("message", "deliver", "submit", "send")
 _VERIFIED = ("message", "deliver")
 _SENDING = ("mail", "rcpt", "submit", "send")
 _SENT = ("submit", "send")
+_STRANGERS = ("connect", "helo", "mail", "rcpt", "message")
 
 
 class Kind(str, Enum):
@@ -78,7 +79,52 @@ _S, _I, _B, _L = Kind.STRING, Kind.INT, Kind.BOOL, Kind.STRINGS
 _TABLE = (
     Fact("client_ip", _S, _SESSION, "Address of the client, '' for a message that no client brought."),
     Fact("client_port", _I, _SESSION, "Port of the client, 0 if there is none."),
-    Fact("reverse_name", _S, _SESSION, "Name that the DNS gives for client_ip, lower-case; '' if unknown."),
+    Fact(
+        "reverse_name",
+        _S,
+        _SESSION,
+        "Name that the DNS gives for client_ip and that leads back to it, lower-case; '' if there is none.",
+        ahead=True,
+    ),
+    Fact(
+        "reverse_names", _L, _STRANGERS, "All names that the DNS gives for client_ip, 10 at most.", ahead=True
+    ),
+    Fact(
+        "reverse_status",
+        _S,
+        _STRANGERS,
+        "'pass' if one of reverse_names leads back to client_ip (RFC 8601 3), 'fail' if none does, 'none' "
+        "without a name, 'temperror' if that cannot be known now; '' without a client.",
+        ahead=True,
+    ),
+    Fact(
+        "dnsbl_listed",
+        _B,
+        _STRANGERS,
+        "Whether a list of dns_lists.block has client_ip (RFC 5782). A list that gives no answer has nobody.",
+        ahead=True,
+    ),
+    Fact(
+        "dnsbl_score", _I, _STRANGERS, "Sum of the weights of the lists that have it.", "points", ahead=True
+    ),
+    Fact("dnsbl_zones", _L, _STRANGERS, "Zones of the lists of dns_lists.block that have it.", ahead=True),
+    Fact("dnswl_listed", _B, _STRANGERS, "Whether a list of dns_lists.allow has client_ip.", ahead=True),
+    Fact("dnswl_zones", _L, _STRANGERS, "Zones of the lists of dns_lists.allow that have it.", ahead=True),
+    Fact(
+        "helo_status",
+        _S,
+        _STRANGERS[1:],
+        "'pass' if helo leads to client_ip or is its literal, 'fail' if it exists and does not, 'none' if it "
+        "has no A, AAAA or MX record, 'temperror' if that cannot be known now; '' without a client.",
+        ahead=True,
+    ),
+    Fact(
+        "dnsbl_domains",
+        _L,
+        _STRANGERS[2:],
+        "Those of sender_domain and helo that a list of dns_lists.block_domains has.",
+        ahead=True,
+    ),
     Fact("tls", _B, _SESSION, "Whether the session is under TLS."),
     Fact("tls_version", _S, _SESSION, "'TLSv1.2' or 'TLSv1.3'; '' without TLS."),
     Fact("helo", _S, _GREETED, "Argument of EHLO or HELO, lower-case."),
@@ -390,6 +436,8 @@ DEFAULT_LIMITS: Mapping[str, int] = MappingProxyType({name: one.default for name
 
 # The scanners, and what each must be asked for.
 SCANNERS = ("clamav", "rspamd")
+# All that a rule may need, by the names that it needs them under.
+SERVICES = (*SCANNERS, "blocklists", "domain-blocklists")
 SCANNER_FACTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         **{fact.name: ("clamav",) for fact in _TABLE if fact.name.startswith("virus_")},

@@ -29,7 +29,11 @@ LIST_KEYS: Mapping[str, tuple[type, str]] = {
         bool,
         "true: the entries are in the database, changed by `mailagents policy list-add` and `list-remove`.",
     ),
-    "dns": (str, "The zone of a DNS list (RFC 5782), asked before the stage is judged. Not for addresses."),
+    "dns": (
+        str,
+        "The zone of a DNS list (RFC 5782), asked before the stage is judged. Not for addresses. A "
+        "zone without the test entries of RFC 5782 5 is passed over, and the log says so.",
+    ),
 }
 _SOURCES = {
     "values": ListSource.VALUES,

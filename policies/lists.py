@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from policies.rules import ListKind, ListSource, Rule, RuleSet
@@ -124,6 +124,10 @@ class Listed:
         """Nothing is counted."""
         return True
 
+    def has_returned(self, stage: str, facts: Mapping[str, object]) -> bool:
+        """Nobody is new."""
+        return True
+
 
 def declared(rules: RuleSet) -> dict[str, Entries]:
     """Return the entries of those lists of a rule set that stand in the rule files themselves."""
@@ -144,9 +148,3 @@ def question(kind: ListKind, zone: str, value: str) -> str | None:
         return f"{pointer.removesuffix('.in-addr.arpa').removesuffix('.ip6.arpa')}.{zone}"
     domain = value.rpartition("@")[2]
     return f"{domain}.{zone}" if _DOMAIN.fullmatch(domain) and len(domain) + len(zone) < 253 else None
-
-
-def answers(records: Sequence[str]) -> bool:
-    """Return whether the addresses a DNS list answers say 'listed' (RFC 5782 2.1: 127.0.0.0/8)."""
-    # 127.255.255.0/24 is how public lists say that the asker is refused: no listing.
-    return any(record.startswith("127.") and not record.startswith("127.255.255.") for record in records)

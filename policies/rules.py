@@ -27,6 +27,7 @@ class Action(str, Enum):
     FORWARD = "forward"
     PRIORITY = "priority"
     LIMIT = "limit"
+    GREYLIST = "greylist"
     REQUIRE_TLS = "require_tls"
     WEBHOOK = "webhook"
     PAUSE = "pause"
@@ -62,6 +63,7 @@ ACTION_STAGES: Mapping[Action, tuple[str, ...]] = MappingProxyType(
         Action.FORWARD: _MESSAGES,
         Action.PRIORITY: _MESSAGES,
         Action.LIMIT: _DOORS,
+        Action.GREYLIST: ("rcpt", "message"),
         Action.REQUIRE_TLS: ("mail", "rcpt", "message", "submit", "send"),
         Action.WEBHOOK: _MESSAGES,
         Action.PAUSE: ("submit", "send"),
@@ -96,6 +98,11 @@ ACTION_MEANINGS: Mapping[Action, str] = MappingProxyType(
         Action.LIMIT: "The rule's condition may hold `limit` times in `period_seconds` for each value of the "
         "fact `per`; beyond that the command or message is refused as by defer. The count outlives a "
         "restart; several processes on one PostgreSQL hear of each other's within half a minute.",
+        Action.GREYLIST: "Who is new is asked to come back (RFC 6647): client, sender and recipient that are "
+        "seen for the first time are refused as by defer. A retry after `greylist.delay_seconds` and within "
+        "`greylist.window_seconds` is let through, and from then on whatever the client sends for the "
+        "sender's domain, for `greylist.keep_days`. A client is its network or, at message, the domain "
+        "that SPF passes for.",
         Action.REQUIRE_TLS: "An SMTP client without TLS is refused (530 5.7.0 unless given), so that it "
         "comes back under TLS. At message, submit and send it binds the way onward too: what the queue has "
         "to deliver of the message goes only under TLS, to a host whose certificate is valid for its name, "

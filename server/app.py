@@ -18,6 +18,7 @@ from policies.compile import PolicyError
 from server import logs, notify
 from server.clock import SystemClock
 from server.config import Settings, locate_secret
+from server.greylist import GreylistSettings
 from server.operations import Context, perform
 from server.parts import Parts, StartFailed, open_store
 from server.rulebook import Rulebook
@@ -59,7 +60,12 @@ class Appliance:
                 self.settings.policy.directory,
                 self.settings.limits.figures,
                 self.clock,
-                scanners=self.settings.scanners.configured,
+                services=self.settings.services,
+                greylist=GreylistSettings(
+                    delay_seconds=self.settings.greylist.delay_seconds,
+                    window_seconds=self.settings.greylist.window_seconds,
+                    keep_days=self.settings.greylist.keep_days,
+                ),
             )
             self._tls = self._load_certificate()
             store = await asyncio.to_thread(open_store, self.settings)

@@ -31,6 +31,7 @@ from server.sections import (
     Store,
     Tls,
 )
+from server.sections_names import DnsLists, Greylist
 from server.sections_policy import Limits, Policy, Rejects, Scanners, Webhooks
 from server.settings_file import Finding, load_model, locate_secret, read_secret
 from server.settings_kinds import Section
@@ -72,6 +73,8 @@ class Settings(Section):
     limits: Limits = Limits()
     rejects: Rejects = Rejects()
     scanners: Scanners = Scanners()
+    dns_lists: DnsLists = DnsLists()
+    greylist: Greylist = Greylist()
     webhooks: Webhooks = Webhooks()
     delivery: Delivery = Delivery()
     control: Control = Control()
@@ -94,6 +97,11 @@ class Settings(Section):
             Settings,
             load_model(cls, path, overrides=overrides or {}, environment=environment, check=_check_all),
         )
+
+    @property
+    def services(self) -> frozenset[str]:
+        """What is configured of what rules may need, by the names that they need it under."""
+        return self.scanners.configured | self.dns_lists.configured
 
     @property
     def database_url(self) -> str:

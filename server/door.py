@@ -16,6 +16,7 @@ from storage import accounts
 from storage.records import Action, Envelope, Peer, Recipient, Source
 
 if TYPE_CHECKING:
+    from server.client_facts import ClientFacts
     from server.login import Identity
     from server.routing import Routing
     from server.rulebook import Rulebook
@@ -38,20 +39,26 @@ class Door:
         rulebook: Rulebook,
         senders: Senders,
         standing: Standing | None,
+        client_facts: ClientFacts | None = None,
     ) -> None:
         self._threads = threads
         self._routing = routing
         self._rulebook = rulebook
         self._senders = senders
         self._standing = standing
+        self._client_facts = client_facts
 
-    async def connected(self, peer: Peer) -> None:
-        """Judge a new connection; raises Refusal."""
+    async def connected(self, peer: Peer, *, source: Source = Source.MX) -> None:
+        """Judge a new connection; raises Refusal. source: of its mail."""
+        if self._client_facts is not None and source is not Source.SUBMISSION:
+            self._client_facts.begin(peer)
         if self._rulebook.asks("connect"):
             refuse(await self.ruled("connect", evidence.Facts(evidence.Case(peer))))
 
     async def helo(self, peer: Peer) -> None:
         """Judge the EHLO or HELO argument; raises Refusal."""
+        if self._client_facts is not None and peer.identity is None:
+            self._client_facts.begin(peer)
         if self._rulebook.asks("helo"):
             refuse(await self.ruled("helo", evidence.Facts(evidence.Case(peer))))
 
@@ -69,6 +76,8 @@ class Door:
             raise no_room()
         if identity is not None and envelope.reverse_path is not None:
             await self._senders.require(identity, envelope.reverse_path, "envelope sender")
+        if self._client_facts is not None and identity is None:
+            self._client_facts.begin(peer, envelope)
         if self._rulebook.asks("mail"):
             case = evidence.Case(
                 peer, identity, envelope, source or _source(identity), declared_octets=declared_octets or 0
@@ -112,6 +121,8 @@ class Door:
         wanted = self._rulebook.wanted(stage, facts)
         if wanted and self._standing is not None:
             await self._standing.look(wanted, facts)
+        if wanted and self._client_facts is not None:
+            await self._client_facts.look(wanted, facts)
         if wanted and facts.case.scans is not None:
             await facts.case.scans.look(wanted)
         return self._rulebook.decide(stage, facts)

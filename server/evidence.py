@@ -32,6 +32,19 @@ HEADER_LIMIT_OCTETS = (1 << 20) + (64 << 10)  # what a door takes, and trace fie
 HEADER_FIRST_OCTETS = 64 << 10
 NAMES_LIMIT = 1000
 BIMI_OCTETS = 1000
+# Facts that the DNS tells of a client, as they are for mail that no client brought.
+UNASKED: Mapping[str, object] = {
+    "reverse_name": "",
+    "reverse_names": [],
+    "reverse_status": "",
+    "dnsbl_listed": False,
+    "dnsbl_score": 0,
+    "dnsbl_zones": [],
+    "dnswl_listed": False,
+    "dnswl_zones": [],
+    "helo_status": "",
+    "dnsbl_domains": [],
+}
 _BIMI_SELECTOR = re.compile(r";\s*s\s*=\s*([A-Za-z0-9._-]{1,255})\s*(?:;|$)")
 KNOWN_OCTETS = 256  # of a From field that is remembered
 OPENING_OCTETS = fingerprint.MAX_OCTETS
@@ -219,7 +232,7 @@ class EarlyFacts(Facts):
     """Facts of a message that is not verified yet: those that the checks and its owner decide are absent."""
 
     def __missing__(self, name: str) -> object:
-        if name in VERIFIED or name in _LATER:
+        if name in VERIFIED or name in _LATER or name in UNASKED:
             raise KeyError(name)
         return super().__missing__(name)
 
@@ -247,6 +260,16 @@ def _author(case: Case) -> str:
     return addresses[0].lower() if addresses else ""
 
 
+def _unasked(value: object, _case: Case) -> object:
+    return value
+
+
+def _reverse_status(case: Case) -> str:
+    """As the verdict says where there is one; RFC 8601 2.7.3 calls it a permerror where there is no name."""
+    found = next((one.result for one in case.verdicts if one.method == "iprev"), "")
+    return "none" if found == "permerror" else found
+
+
 def _scanned(name: str, case: Case) -> object:
     """A fact of a scanner; KeyError where nobody has waited for it."""
     return (NOT_CONFIGURED if case.scans is None else case.scans.known)[name]
@@ -255,7 +278,10 @@ def _scanned(name: str, case: Case) -> object:
 SOURCES: Mapping[str, Callable[[Case], object]] = {
     "client_ip": lambda case: case.peer.address,
     "client_port": lambda case: case.peer.port,
+    # Of clients that nobody looked up; server.client_facts puts what it knows in their place.
+    **{name: partial(_unasked, value) for name, value in UNASKED.items()},
     "reverse_name": lambda case: (case.peer.reverse_name or "").lower(),
+    "reverse_status": _reverse_status,
     "tls": lambda case: case.peer.tls_version is not None,
     "tls_version": lambda case: case.peer.tls_version or "",
     "helo": lambda case: case.peer.helo.lower(),

@@ -57,6 +57,7 @@ from storage.records import (
 )
 
 if TYPE_CHECKING:
+    from server.client_facts import ClientFacts
     from server.clock import Clock
     from server.correspondents import Correspondents
     from server.rejects import Refused, Rejects
@@ -95,10 +96,16 @@ class Intake(Door):
         rejects: Rejects | None = None,
         dmarc_counts: DmarcCounts | None = None,
         scanning: Scanning | None = None,
+        client_facts: ClientFacts | None = None,
     ) -> None:
         senders = Senders(threads, routing)
         super().__init__(
-            threads=threads, routing=routing, rulebook=rulebook, senders=senders, standing=standing
+            threads=threads,
+            routing=routing,
+            rulebook=rulebook,
+            senders=senders,
+            standing=standing,
+            client_facts=client_facts,
         )
         self._clock = clock
         self._settings = settings
@@ -160,6 +167,8 @@ class Intake(Door):
         files: the spool files that the message now lies in.
         """
         letter = await self._editing.read(arrival.content)
+        if self._client_facts is not None and is_checked(arrival):
+            arrival = replace(arrival, peer=await self._client_facts.introduced(arrival.peer))
         if self._scanning is None:
             return await self._judge_read(arrival, letter, files, None)
         scans = await begin_scans(self._scanning, self._rulebook, arrival, letter)
@@ -178,6 +187,8 @@ class Intake(Door):
         if arrival.source in FROM_SENDERS:
             arrival, letter = await self._editing.complete(arrival, letter, files)
         verdicts = await self._verify(arrival)
+        if verdicts and self._client_facts is not None:
+            verdicts += await self._client_facts.verdicts(arrival.peer)
         if arrival.source in NAMES_NOBODY_HERE and letter.has(b"authentication-results"):
             hostname = self._settings.hostname
             arrival, letter = await self._editing.rewrite(

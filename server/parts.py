@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from server.clock import Clock
     from server.intake import Intake
     from server.login import Login
+    from server.names.zones import Zones
     from server.routing import Routing
     from server.rulebook import Rulebook
     from server.threads import Hub, Threads
@@ -87,15 +88,18 @@ class Parts:
         self._rulebook = rulebook
         self._tls = tls
         self._inherited = inherited
+        self._zones: Zones
         self._proxied: set[Any] = set()  # sockets whose connections begin with a PROXY header
 
     def build(self, store: Store) -> Threads:
         """Make the parts over a store; returns what reaches it."""
         from server.arrival import IntakeSettings
+        from server.client_facts import ClientFacts
         from server.correspondents import Correspondents
         from server.counters import Counters
         from server.intake import Intake
         from server.login import Login, kept_secret
+        from server.names.zones import Zones
         from server.rejects import Rejects, RejectsSettings
         from server.routing import Routing
         from server.sender_auth.signer import Signer
@@ -114,12 +118,23 @@ class Parts:
         login = Login(threads, self.clock, decoy_secret=secret)
         resolver = self._resolver()
         self.add("resolver", stop=resolver.close)
+        self._zones = Zones(resolver, self.clock, timeout_seconds=settings.dns_lists.timeout_seconds)
+        client_facts = ClientFacts(
+            resolver=resolver,
+            zones=self._zones,
+            rulebook=self._rulebook,
+            clock=self.clock,
+            lists=settings.dns_lists.lists,
+            timeout_seconds=settings.dns_lists.timeout_seconds,
+            says_names=settings.authentication.iprev,
+        )
+        self.add("client facts", stop=client_facts.stop)
         standing = Standing(
             threads=threads,
             clock=self.clock,
             rulebook=self._rulebook,
             counters=Counters(threads, self.clock),
-            resolver=resolver,
+            zones=self._zones,
             reload_seconds=settings.policy.list_reload_seconds,
         )
         self.add("standing", start=standing.start, stop=standing.stop)
@@ -157,6 +172,7 @@ class Parts:
             rejects=rejects,
             dmarc_counts=dmarc_counts,
             scanning=self._scanning(threads),
+            client_facts=client_facts,
         )
         roles = settings.server.roles
         if "delivery" in roles:
@@ -426,6 +442,7 @@ class Parts:
     def _build_http(self, threads: Threads, hub: Hub, login: Login, intake: Intake, routing: Routing) -> None:
         from server.http.api import make_app
         from server.http.listener import HttpListener
+        from server.http.name_measures import measures_of
 
         http = self.settings.http
         application = make_app(
@@ -437,6 +454,7 @@ class Parts:
             maildir=threads.store.maildir,
             clock=self.clock,
             settings=self.settings,
+            measures=measures_of(self._zones, self._rulebook.greylist),
         )
         listener = HttpListener(
             application, settings=http, tls_context=self._tls.context, proxies=self._proxies()

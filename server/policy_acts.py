@@ -44,12 +44,12 @@ class Context(Protocol):
 
 
 def make_book(bundle: Mapping[str, Any]) -> Book:
-    """Return the rules and lists that were sent: {'rules': [[path, text]], 'lists', 'limits', 'scanners'}.
+    """Return the rules and lists that were sent: {'rules': [[path, text]], 'lists', 'limits', 'services'}.
 
     Raises policies.compile.PolicyError.
     """
     sources = [(path, text) for path, text in bundle["rules"]]
-    rules = compile_rules(sources, bundle["limits"], bundle.get("scanners", ()))
+    rules = compile_rules(sources, bundle["limits"], bundle.get("services", ()))
     entries = {
         name: lists.read(ListKind(rules.lists[name].kind), lines)[0]
         for name, lines in bundle["lists"].items()

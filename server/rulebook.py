@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from policies import lists
 from policies.compile import PolicyError, Problem, compile_rules
@@ -17,6 +17,7 @@ from policies.engine import ACCEPTED, judge, wanted
 from policies.facts import DEFAULT_LIMITS
 from policies.rules import ListSource, RuleSet, Ruling
 from server.clock import SystemClock
+from server.greylist import Greylist, GreylistSettings, bringer
 from server.limits import Limits
 from server.refusal import Refusal
 from storage.records import Action, Decision, RuleTrace
@@ -43,15 +44,17 @@ class Rulebook:
         limits: Mapping[str, int] = DEFAULT_LIMITS,
         clock: Clock | None = None,
         *,
-        scanners: Collection[str] = (),
+        services: Collection[str] = (),
+        greylist: GreylistSettings | None = None,
     ) -> None:
         self._directory = directory
         self._figures = limits
-        self._scanners = frozenset(scanners)
+        self._services = frozenset(services)
         self._clock = clock or SystemClock()
         self._database: Mapping[str, Sequence[str]] = {}
         self._is_outdated = True
         self.limits = Limits(self._clock)
+        self.greylist = Greylist(self._clock, greylist or GreylistSettings())
         self._rules, self._lists, self._stamps = self._read()
 
     def _read(self) -> Loaded:
@@ -59,7 +62,7 @@ class Rulebook:
             # Without this a mistyped path would switch every rule off.
             raise _faulty(self._directory, "there is no such directory of rules")
         files = sorted(self._directory.glob("*.toml"))
-        rules = compile_rules([(str(path), _text(path)) for path in files], self._figures, self._scanners)
+        rules = compile_rules([(str(path), _text(path)) for path in files], self._figures, self._services)
         return rules, *self._read_lists(rules)
 
     def _read_lists(self, rules: RuleSet) -> tuple[dict[str, Entries], dict[Path, Stamp]]:
@@ -174,7 +177,7 @@ class Rulebook:
             "rules": rules,
             "lists": listed,
             "limits": dict(self._figures),
-            "scanners": sorted(self._scanners),
+            "services": sorted(self._services),
         }
 
     @property
@@ -210,6 +213,10 @@ class Rulebook:
     def spend(self, rule: Rule, value: str) -> bool:
         """Count one event for a limit and a value of its fact; return whether it is still within."""
         return self.limits.spend(rule.name, value, limit=rule.limit, period_seconds=rule.period_seconds)
+
+    def has_returned(self, stage: str, facts: Mapping[str, Any]) -> bool:
+        """Note that mail comes, and return whether its client need not come back for it."""
+        return self.greylist.passes(**bringer(stage, facts))
 
 
 def _path_of(declared: ListDeclaration) -> Path:

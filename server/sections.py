@@ -340,6 +340,11 @@ class Authentication(Section):
         True,
         "Write a Received-SPF field (RFC 7208 9.1) above Authentication-Results, for filters that read it.",
     )
+    iprev: bool = setting(
+        False,
+        "Look up the name of each client of listen_mx and whether it leads back to its address (iprev, RFC "
+        "8601 3), and say so in Authentication-Results and Received. Rules that ask for it do not need this.",
+    )
     believed_sealers: Annotated[tuple[str, ...], Field(strict=False, max_length=1000)] = setting(
         (),
         "Domains of forwarders and lists whose ARC seal is believed: a DMARC pass that they saw counts.",

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from policies.compile import PolicyError
-from policies.lists import answers, question
-from server.dns import DnsFailure, DnsTemporary, Resolver
+from server.dns import DnsTemporary
 from storage import accounts, events, ids, sending
 from storage.errors import StorageError
 from storage.records import Event, Pause
@@ -28,11 +27,12 @@ from storage.records import Event, Pause
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from policies.rules import Derived
+    from policies.rules import Derived, ListDeclaration
     from server.clock import Clock
     from server.counters import Counters, Key
     from server.evidence import Facts
     from server.login import Identity
+    from server.names.zones import Zones
     from server.rulebook import Rulebook
     from server.threads import Threads
     from storage.db import Notice
@@ -46,6 +46,7 @@ TALLY_TURNS = 3
 PRUNE_TURNS = 1800
 HEAR_TURNS = 15
 INLINE_OCTETS = 4096
+ASKED_LIMIT = 100  # values of a fact that are asked of one DNS list
 AGES_LIMIT = 10_000
 
 # Facts that are a total: whose, of which kind, over which seconds.
@@ -91,14 +92,14 @@ class Standing:
         clock: Clock,
         rulebook: Rulebook,
         counters: Counters,
-        resolver: Resolver,
+        zones: Zones,
         reload_seconds: float = 10.0,
     ) -> None:
         self._threads = threads
         self._clock = clock
         self._rulebook = rulebook
         self._counters = counters
-        self._resolver = resolver
+        self._zones = zones
         self._reload_seconds = reload_seconds
         self._pauses: dict[str, Pause] | None = None
         self._ages: dict[str, int] = {}
@@ -123,6 +124,7 @@ class Standing:
         """Read the lists of the database, and begin to keep all up to date."""
         await self._read_lists()
         await self._rulebook.limits.load(self._threads)
+        await self._rulebook.greylist.load(self._threads)
         await self._counters.load_texts()
         self._task = asyncio.get_running_loop().create_task(self._run())
 
@@ -134,6 +136,7 @@ class Standing:
         with contextlib.suppress(StorageError):
             await self._counters.flush()
             await self._rulebook.limits.flush(self._threads)
+            await self._rulebook.greylist.flush(self._threads)
 
     async def look(self, names: Iterable[str], facts: Facts) -> None:
         """Put the values of facts and derived bools among a stage's facts; a failed look-up is left out."""
@@ -150,21 +153,16 @@ class Standing:
     async def _ask(self, derived: Derived, facts: Facts) -> None:
         declared = self._rulebook.rules.lists[derived.argument]
         values = facts[derived.fact]
-        names = [
-            question(declared.kind, declared.origin, str(value))
-            for value in (values if isinstance(values, list) else [values])
-        ]
-        found = await asyncio.gather(*(self._is_listed(name) for name in names if name is not None))
+        asked = list(dict.fromkeys(map(str, values if isinstance(values, list) else [values])))[:ASKED_LIMIT]
+        found = await asyncio.gather(*(self._is_listed(declared, value) for value in asked))
         if True in found or None not in found:
             facts[derived.key] = True in found
 
-    async def _is_listed(self, name: str) -> bool | None:
+    async def _is_listed(self, declared: ListDeclaration, value: str) -> bool | None:
         try:
-            return answers([str(record) for record in (await self._resolver.resolve(name, "A")).records])
+            return bool(await self._zones.ask(declared.origin, declared.kind, value))
         except DnsTemporary:
             return None
-        except DnsFailure:
-            return False
 
     async def _of_sender(self, wanted: set[str], facts: Facts, identity: Identity | None) -> None:
         assert identity is not None, "nobody else sends"
@@ -306,12 +304,15 @@ class Standing:
                 log.exception("counts not kept, trying again")
 
     async def _keep_limits(self, turn: int) -> None:
-        limits = self._rulebook.limits
+        limits, greylist = self._rulebook.limits, self._rulebook.greylist
         await limits.flush(self._threads)
+        await greylist.flush(self._threads)
         if turn % HEAR_TURNS == 0:
             await limits.prune(self._threads)
+            await greylist.prune(self._threads)
             if not self._counters.is_alone:
                 await limits.load(self._threads)
+                await greylist.load(self._threads)
                 await self._counters.load_texts()
 
     async def _read_lists(self) -> None:

@@ -19,6 +19,7 @@ from policies.facts import FACTS
 from policies.lists import Listed
 from server import evidence
 from server.evidence import Case, Facts
+from server.greylist import Greylist, bringer
 from server.limits import Limits
 from server.login import Identity
 from server.rulebook import decision_of, merge
@@ -81,10 +82,15 @@ class Book(Listed):
         self.rules = rules
         self.moment = Moment()
         self._limits = Limits(self.moment)
+        self._greylist = Greylist(self.moment)
 
     def spend(self, rule: Rule, value: str) -> bool:
         """Count one event for a limit."""
         return self._limits.spend(rule.name, value, limit=rule.limit, period_seconds=rule.period_seconds)
+
+    def has_returned(self, stage: str, facts: Mapping[str, Any]) -> bool:
+        """Note that mail comes, at the time of what is tried; return whether it would be let through."""
+        return self._greylist.passes(**bringer(stage, facts))
 
     def decide(self, stage: str, facts: Facts) -> Decision:
         """Return a stage's decision."""

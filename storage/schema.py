@@ -435,6 +435,20 @@ limit_windows = Table(
     sqlite_with_rowid=False,
 )
 
+# Who came for the first time and is waited for, and (known = 1) who came back.
+greylist = Table(
+    "greylist",
+    metadata,
+    Column("digest", LargeBinary, primary_key=True),
+    Column("known", SmallInteger, nullable=False),
+    Column("since", BigInteger, nullable=False),
+    Column("until", BigInteger, nullable=False),
+    Column("changed_at", BigInteger, nullable=False),
+    Index("ix_greylist_until", "until"),
+    Index("ix_greylist_changed_at", "changed_at"),
+    sqlite_with_rowid=False,
+)
+
 # Calls of URLs that are still to be made; what is done or given up is an event and no row.
 webhook_calls = Table(
     "webhook_calls",

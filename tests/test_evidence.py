@@ -3,7 +3,7 @@
 import pytest
 
 from policies.facts import FACTS, SCANNER_FACTS, STAGES, facts_at, faults
-from server import evidence
+from server import client_facts, evidence
 from server.login import Identity
 from server.standing import EMPTY
 from storage.records import Envelope, Peer, Recipient, Source, Verdict
@@ -37,7 +37,10 @@ def test_every_fact_of_a_stage_is_given_with_its_type(stage: str):
 
 
 def test_a_look_ahead_tells_the_facts_that_wait_and_no_others():
-    assert {fact.name for fact in FACTS.values() if fact.ahead} == EMPTY.keys() | SCANNER_FACTS.keys()
+    assert {fact.name for fact in FACTS.values() if fact.ahead} == (
+        EMPTY.keys() | SCANNER_FACTS.keys() | client_facts.NAMES
+    )
+    assert evidence.UNASKED.keys() == client_facts.NAMES
 
 
 def test_texts_are_given_in_lower_case_and_decoded():

@@ -15,6 +15,7 @@ from server.dns import Answer, DnsTemporary, NoSuchDomain
 from server.imap.render import render
 from server.intake import Intake
 from server.mail import trace
+from server.names.zones import Zones
 from server.refusal import Refusal
 from server.routing import Routing
 from server.rulebook import Rulebook
@@ -163,7 +164,7 @@ def run(
                 clock=clock,
                 rulebook=rulebook,
                 counters=counters,
-                resolver=resolver or Resolver({}),
+                zones=Zones(resolver or Resolver({}), clock, timeout_seconds=5),
             )
             intake = Intake(
                 threads=threads,

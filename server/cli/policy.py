@@ -35,6 +35,7 @@ from server.cli.options import (
 if TYPE_CHECKING:
     from policies.facts import Fact
     from server.config import Settings
+    from server.evidence import Case
     from server.rulebook import Rulebook
     from storage.records import Verdict
 
@@ -132,6 +133,8 @@ def explain(
         organization_id=owner,
         scans=trial.Recorded(verdicts) if settings.scanners.configured else None,
     )
+    if has_client and not offline:
+        given = asyncio.run(_look_up(settings, rulebook, case)) | given
     book = trial.Book(rulebook.rules, rulebook.entries)
     places = [(address, one["inbox"]) for address, one in inboxes.items()]
     result = {"stages": list(trial.explained(book, case, given, places))}
@@ -223,7 +226,7 @@ def _rulebook(settings: Settings, directory: Path | None) -> Rulebook:
 
     try:
         place = directory or settings.policy.directory
-        return Rulebook(place, settings.limits.figures, scanners=settings.scanners.configured)
+        return Rulebook(place, settings.limits.figures, services=settings.services)
     except PolicyError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
@@ -339,6 +342,41 @@ async def _verify(settings: Settings, peer: Any, envelope: Any, content: bytes) 
             return await verifier.verify(peer=peer, envelope=envelope, content=content)
         finally:
             await resolver.close()
+
+
+async def _look_up(settings: Settings, rulebook: Rulebook, case: Case) -> dict[str, object]:
+    """Return what the DNS says of a client, of the facts that rules ask for."""
+    from server import client_facts, logs
+    from server.clock import SystemClock
+    from server.dns import CachingResolver
+    from server.evidence import Facts
+    from server.names.zones import Zones
+
+    wanted = client_facts.NAMES & {
+        name for rule in rulebook.rules.rules if rule.enabled for name in rule.facts
+    }
+    if not wanted:
+        return {}
+    logs.configure(level="warning", form="text", addresses=False)
+    dns, lists, clock = settings.dns, settings.dns_lists, SystemClock()
+    resolver = CachingResolver(
+        servers=dns.servers, timeout_seconds=dns.timeout_seconds, cache_entries=dns.cache_entries, clock=clock
+    )
+    looking = client_facts.ClientFacts(
+        resolver=resolver,
+        zones=Zones(resolver, clock, timeout_seconds=lists.timeout_seconds),
+        rulebook=rulebook,
+        clock=clock,
+        lists=lists.lists,
+        timeout_seconds=lists.timeout_seconds,
+    )
+    facts = Facts(case)
+    try:
+        await looking.look(wanted, facts)
+        return {name: facts[name] for name in wanted}
+    finally:
+        await looking.stop()
+        await resolver.close()
 
 
 async def _scan(

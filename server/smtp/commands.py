@@ -41,7 +41,7 @@ async def greet(session: Session) -> None:
     server = session.server
     try:
         if not lmtp.is_vouched(session):
-            await server.intake.connected(session.peer)
+            await server.intake.connected(session.peer, source=session.door.source)
     except Refusal as refusal:
         session.refusal = refusal
         session.refuse(refusal)

@@ -1,7 +1,7 @@
 """Transcripts of judging: each NAME.in is a dialogue with the engine, NAME.expected what it answers.
 
 A line of an .in file is one of: `rules: FILE...` (below the checkout, or beside the transcript),
-`scanners: NAME, …` (those that are configured from here on; the rules are read anew),
+`services: NAME, …` (what is configured from here on; the rules are read anew),
 `STAGE: fact = value, …` (values as in TOML; all other facts of the stage are empty), a comment, or blank.
 """
 
@@ -27,9 +27,9 @@ def source(name):
     return path.name, path.read_text("utf-8")
 
 
-def read_rules(names, answer, scanners=()):
+def read_rules(names, answer, services=()):
     try:
-        return compile_rules([source(name) for name in names], scanners=scanners)
+        return compile_rules([source(name) for name in names], services=services)
     except PolicyError as error:
         answer += [f"! {problem}" for problem in error.problems]
         return RuleSet()
@@ -50,8 +50,8 @@ def play(text):
         if line.startswith("rules:"):
             names = line.removeprefix("rules:").split()
             rules = read_rules(names, answer)
-        elif line.startswith("scanners:"):
-            rules = read_rules(names, answer, line.removeprefix("scanners:").replace(",", " ").split())
+        elif line.startswith("services:"):
+            rules = read_rules(names, answer, line.removeprefix("services:").replace(",", " ").split())
         elif line.strip() and not line.startswith("#"):
             ask(rules, line, answer)
     return "\n".join(answer) + "\n"
