@@ -17,22 +17,37 @@ def main(arguments: list[str]) -> int:
         print("usage: ./check [quick|long|power]", file=sys.stderr)
         return 2
     os.chdir(ROOT)
-    for name, command in steps(part):
-        begin = time.monotonic()
-        print(f"== {name}", flush=True)
-        status = subprocess.run(command, check=False).returncode
-        if status == 1 and "-n" in command:
-            # Daemons and clients of several workers share the cores: what failed is asked again, alone.
-            print("== failed beside others, again alone:", flush=True)
-            alone = [sys.executable, "-m", "pytest", "-q", "--last-failed", "--last-failed-no-failures=none"]
-            status = subprocess.run(alone, check=False).returncode
-        print(
-            f"== {name}: {'passed' if status == 0 else 'FAILED'}, {time.monotonic() - begin:.0f} s",
-            flush=True,
-        )
-        if status:
-            return 1
-    return 0
+    compiling = compile_tests()
+    try:
+        return 0 if all(passes(name, command, compiling) for name, command in steps(part)) else 1
+    finally:
+        compiling.terminate()
+        compiling.wait()
+
+
+def passes(name: str, command: list[str], compiling: subprocess.Popen[bytes]) -> bool:
+    """Run a step and return whether it passed; tests begin when they are compiled."""
+    begin = time.monotonic()
+    print(f"== {name}", flush=True)
+    if "pytest" in command:
+        compiling.wait()
+    status = subprocess.run(command, check=False).returncode
+    if status == 1 and "-n" in command:
+        # Daemons and clients of several workers share the cores: what failed is asked again, alone.
+        print("== failed beside others, again alone:", flush=True)
+        alone = [sys.executable, "-m", "pytest", "-q", "--last-failed", "--last-failed-no-failures=none"]
+        status = subprocess.run(alone, check=False).returncode
+    seconds = time.monotonic() - begin
+    print(f"== {name}: {'passed' if status == 0 else 'FAILED'}, {seconds:.0f} s", flush=True)
+    return status == 0
+
+
+def compile_tests() -> subprocess.Popen[bytes]:
+    """Begin to compile modules and tests beside the steps that need one core: workers then need not each."""
+    # Where nothing is kept, every process that a test starts compiles the server anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    collect = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider"]
+    return subprocess.Popen(collect, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def steps(part: str) -> list[tuple[str, list[str]]]:
@@ -42,7 +57,12 @@ def steps(part: str) -> list[tuple[str, list[str]]]:
     if part == "long":
         return [("long tests", [*python, "pytest", "-q", "-m", "slow"])]
     if part == "power":
-        return [("power cuts", [*python, "pytest", "-q", "-m", "slow", "tests/power"])]
+        return [
+            (
+                "power cuts",
+                [*python, "pytest", "-q", "-m", "slow", "tests/power", "tests/daemon/test_power.py"],
+            )
+        ]
     lint = [
         ("lint", [*python, "ruff", "check", *CODE]),
         ("format", [*python, "ruff", "format", "--check", *CODE]),

@@ -16,6 +16,7 @@ from server.threads import Hub, Threads
 from server.throttle import NETWORK_FAILURES
 from storage import accounts
 from storage.store import Store
+from tests.databases import migrated
 from tests.fakes import FakeClock
 
 HASH = hash_password("pencil")
@@ -107,7 +108,7 @@ def run(directory: Path, scenario: Scenario) -> None:
     async def whole() -> None:
         store = Store.open(
             directory=directory,
-            database_url=f"sqlite:///{directory / 'mailagents.sqlite'}",
+            database_url=migrated(directory / "mailagents.sqlite"),
             render=render,
             segment_octets=1 << 20,
             spool_threshold_octets=256 * 1024,

@@ -24,6 +24,7 @@ from server.threads import Hub, Threads
 from storage import accounts, ids, schema
 from storage.records import Accepted, Delivery, DeliveryState, Envelope, Peer, Recipient, Source, Verdict
 from storage.store import Store
+from tests.databases import migrated
 from tests.fakes import FakeClock
 from tests.sender_auth.letters import AT, LETTER, record, rsa_key, sign
 from tests.sender_auth.test_arc import PEM, PUBLIC, sealed
@@ -102,7 +103,7 @@ def run(directory: Path, scenario: Scenario, *, algorithm: str = "rsa-sha256", r
         (directory / "rules" / "one.toml").write_text(rules)
         store = Store.open(
             directory=directory / "data",
-            database_url=f"sqlite:///{directory / 'mailagents.sqlite'}",
+            database_url=migrated(directory / "mailagents.sqlite"),
             render=render,
             segment_octets=1 << 20,
             spool_threshold_octets=256 * 1024,

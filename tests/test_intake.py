@@ -24,6 +24,7 @@ from server.threads import Hub, Threads
 from storage import accounts, codec
 from storage.records import Accepted, Envelope, Peer, Recipient, Source, Spooled, Verdict
 from storage.store import Store
+from tests.databases import migrated
 from tests.fakes import FakeClock
 
 HOST = "mail.example.org"
@@ -138,7 +139,7 @@ def run(
         (directory / "rules" / "one.toml").write_text(rules)
         store = Store.open(
             directory=directory / "data",
-            database_url=f"sqlite:///{directory / 'mailagents.sqlite'}",
+            database_url=migrated(directory / "mailagents.sqlite"),
             render=render,
             segment_octets=1 << 20,
             spool_threshold_octets=256 * 1024,

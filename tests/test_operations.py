@@ -7,6 +7,7 @@ import pytest
 
 from server.arguments import WrongArguments, check
 from server.operations import OPERATIONS, Context, OperationFailed, perform
+from tests.databases import migrated
 from tests.fakes import FakeClock
 from tests.storage.samples import opened
 
@@ -15,7 +16,7 @@ ODD: list[Any] = [None, True, 3, -1, 1 << 70, 1.5, "a\0b", "\ud800", [], [3], ["
 
 @pytest.fixture
 def context(tmp_path: Path) -> Any:
-    with opened(tmp_path / "data", f"sqlite:///{tmp_path}/mailagents.sqlite") as store:
+    with opened(tmp_path / "data", migrated(tmp_path / "mailagents.sqlite")) as store:
         yield Context(store, FakeClock(), "mx.agents.test")
 
 

@@ -69,6 +69,10 @@ class Ensemble(Daemon):
     def log(self) -> str:
         return "".join(f"--- {name}\n{one.log}" for name, one in self.processes.items())
 
+    def show_stacks(self) -> None:
+        for process in self.processes.values():
+            process.show_stacks()
+
     def stop(self) -> int:
         """Ask all processes to end; the worst exit status."""
         return max(process.stop() for process in self.processes.values())

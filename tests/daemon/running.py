@@ -266,6 +266,13 @@ class Daemon:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(PATIENCE_SECONDS)
 
+    def show_stacks(self) -> None:
+        """End the process so that it writes where each of its threads stands into the log."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGABRT)
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(PATIENCE_SECONDS)
+
     def stop(self) -> int:
         """Ask the process to end; its exit status."""
         assert self.process is not None

@@ -8,14 +8,16 @@ import hashlib
 import imaplib
 import random
 import smtplib
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from email.message import EmailMessage
 from typing import Any
 
 from tests.daemon.letters import DOMAIN
-from tests.daemon.running import Daemon
+from tests.daemon.running import Daemon, Trouble
 
 # Some go into the journal whole, some by way of a spool file (256 KiB and more).
 SIZES = (200, 2_000, 2_000, 40_000, 400_000)
@@ -89,6 +91,12 @@ class Storm:
     def steps(self) -> int:
         """What readers were told OK for so far."""
         return len(self.kept) + len(self.gone) + len(self.flagged)
+
+    def stacks(self) -> str:
+        """Where each client stands."""
+        frames = sys._current_frames()
+        stacks = [traceback.format_stack(frames[one.ident]) for one in self._threads if one.ident in frames]
+        return "\n".join("".join(["a client:\n", *stack[-6:]]) for stack in stacks)
 
     def _knock(self, number: int) -> None:
         to = (f"alice@{DOMAIN}", f"bob@{DOMAIN}")
@@ -203,7 +211,11 @@ def wait_for_more(daemon: Daemon, storm: Storm, dice: random.Random, *, after: i
     goal, steps = storm.count + after, storm.steps + dice.randrange(6)
     end = time.monotonic() + 30
     while storm.count < goal or (storm.has_readers and storm.steps < steps):
-        assert time.monotonic() < end, f"no mail is taken any more\n{daemon.log}"
+        if time.monotonic() > end:
+            clients = storm.stacks()
+            daemon.show_stacks()
+            waited = f"{storm.count} of {goal} promises, {storm.steps} of {steps} steps"
+            raise Trouble(f"no mail is taken any more: {waited}\n{daemon.log}\n{clients}")
         time.sleep(0.002)
     time.sleep(dice.uniform(0, 0.03))
 

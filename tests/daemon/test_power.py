@@ -20,7 +20,7 @@ from tests.power.disk import Disk, NoDisk, disk
 @pytest.fixture
 def ext4(tmp_path: Path) -> Iterator[Disk]:
     try:
-        with disk(tmp_path, octets=1 << 30) as made:
+        with disk(tmp_path, octets=8 << 30) as made:  # sixty cuts bring more than a gigabyte of mail
             yield made
     except NoDisk as reason:
         pytest.skip(str(reason))

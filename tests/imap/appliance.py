@@ -27,6 +27,7 @@ from server.tls import ServerTls, make_self_signed
 from storage import accounts, ids, mailboxes
 from storage.records import Accepted, Decision, Envelope, LocalTarget, Peer, Placed, Recipient, Source
 from storage.store import Store
+from tests.databases import migrated
 
 T = TypeVar("T")
 PASSWORD = "correct-horse"
@@ -69,7 +70,7 @@ class Appliance:
     def start(self) -> None:
         self.store = Store.open(
             directory=self.directory,
-            database_url=f"sqlite:///{self.directory / 'mailagents.sqlite'}",
+            database_url=migrated(self.directory / "mailagents.sqlite"),
             render=render,
             segment_octets=8 << 20,
             spool_threshold_octets=256 * 1024,

@@ -80,6 +80,7 @@ def test_imapclient_full_round_with_idle(appliance: Appliance, inbox: Inbox):
         client.delete_folder("Alt")
 
 
+@pytest.mark.interop
 def test_curl_lists_and_fetches(appliance: Appliance, inbox: Inbox):
     curl = needs("curl")
     appliance.deliver(inbox, MESSAGE % (7, 7))
@@ -94,6 +95,7 @@ def test_curl_lists_and_fetches(appliance: Appliance, inbox: Inbox):
     assert done.stdout.strip() == b"* SEARCH 1"
 
 
+@pytest.mark.interop
 def test_mbsync_takes_mail_down_and_flags_and_new_mail_up(appliance: Appliance, inbox: Inbox, tmp_path: Path):
     mbsync = needs("mbsync")
     for number in range(5):
@@ -153,6 +155,7 @@ SyncState *
     assert len([*(near / "new").iterdir(), *(near / "cur").iterdir()]) == 5
 
 
+@pytest.mark.interop
 def test_mutt_opens_and_deletes_in_batch(appliance: Appliance, inbox: Inbox, tmp_path: Path):
     mutt = needs("mutt")
     for number in range(2):

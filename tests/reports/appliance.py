@@ -32,6 +32,7 @@ from server.threads import Hub, Threads
 from storage import events
 from storage.records import Event
 from storage.store import Store
+from tests.databases import migrated
 from tests.fakes import FakeClock
 from tests.nameserver import Nameserver
 
@@ -106,7 +107,7 @@ async def running(
     settings = Dmarc(**{"spread_seconds": 0, **dmarc})
     store = Store.open(
         directory=directory / "data",
-        database_url=database_url or f"sqlite:///{directory / 'one.sqlite'}",
+        database_url=database_url or migrated(directory / "one.sqlite"),
         render=render,
         segment_octets=1 << 20,
         spool_threshold_octets=256 * 1024,

@@ -13,6 +13,7 @@ from storage import dmarc
 from storage.db import Database
 from storage.errors import StorageError
 from storage.records import Action, Envelope, Peer, Recipient, Verdict
+from tests.databases import migrated
 from tests.fakes import FakeClock
 
 SEEN = Observation(
@@ -70,7 +71,7 @@ class Door:
 
 @pytest.fixture
 def door(tmp_path: Any) -> Any:
-    database = Database.open(f"sqlite:///{tmp_path / 'one.sqlite'}")
+    database = Database.open(migrated(tmp_path / "one.sqlite"))
     database.migrate()
     yield Door(database)
     database.close()

@@ -22,6 +22,7 @@ from server.threads import Hub, Threads
 from storage import accounts
 from storage.records import DkimKey
 from storage.store import Store
+from tests.databases import migrated
 from tests.sender_auth.letters import AT, LETTER
 
 DOMAIN = "example.com"
@@ -71,7 +72,7 @@ class Stand:
 async def standing(directory: Path, *, algorithms: tuple[str, ...] = ALGORITHMS) -> AsyncIterator[Stand]:
     store = Store.open(
         directory=directory,
-        database_url=f"sqlite:///{directory / 'mailagents.sqlite'}",
+        database_url=migrated(directory / "mailagents.sqlite"),
         render=render,
         segment_octets=1 << 20,
         spool_threshold_octets=1 << 18,

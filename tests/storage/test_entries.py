@@ -250,6 +250,7 @@ def test_copy_move_and_expunge_are_on_the_timeline(room: Mailroom) -> None:
 # ---- many at once ----
 
 
+@pytest.mark.whole
 def test_ten_thousand_messages_take_few_statements(room: Mailroom) -> None:
     uids = room.add(10_000, files=False)
     store(room, uids[::2], FlagMode.ADD, Flag.SEEN, "even")

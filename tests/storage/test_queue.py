@@ -397,6 +397,7 @@ def fill(database: Database, count: int) -> None:
     database.write(unit)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_work_to_find_the_next_due_does_not_grow_with_the_queue(database: Database) -> None:
     fill(database, 100_000)
