@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from policies.compile import PolicyError
+from policies.rules import ListKind
 from server.dns import DnsTemporary
 from storage import accounts, events, ids, sending
 from storage.errors import StorageError
@@ -46,7 +47,7 @@ TALLY_TURNS = 3
 PRUNE_TURNS = 1800
 HEAR_TURNS = 15
 INLINE_OCTETS = 4096
-ASKED_LIMIT = 100  # values of a fact that are asked of one DNS list
+ASKED_LIMIT = 1000  # values of a fact that are asked of one DNS list
 AGES_LIMIT = 10_000
 
 # Facts that are a total: whose, of which kind, over which seconds.
@@ -153,7 +154,10 @@ class Standing:
     async def _ask(self, derived: Derived, facts: Facts) -> None:
         declared = self._rulebook.rules.lists[derived.argument]
         values = facts[derived.fact]
-        asked = list(dict.fromkeys(map(str, values if isinstance(values, list) else [values])))[:ASKED_LIMIT]
+        texts = map(str, values if isinstance(values, list) else [values])
+        if declared.kind is ListKind.DOMAINS:  # of an address its domain counts
+            texts = (text.rpartition("@")[2] for text in texts)
+        asked = list(dict.fromkeys(texts))[:ASKED_LIMIT]
         found = await asyncio.gather(*(self._is_listed(declared, value) for value in asked))
         if True in found or None not in found:
             facts[derived.key] = True in found

@@ -268,6 +268,7 @@ def test_codes_of_an_entry_say_which_answers_count(text, counting, others):
 def test_an_entry_has_a_zone_and_a_weight():
     assert parse("BL.Example.") == DnsList("bl.example")
     assert parse("bl.example*7").weight == 7
+    assert parse("dbl.spamhaus.org=127.0.1.[2..99]").counts("127.0.1.2")
     assert parse("bl.example=127.0.0.2*7") == DnsList(
         "bl.example", (frozenset({127}), frozenset({0}), frozenset({0}), frozenset({2})), 7
     )
