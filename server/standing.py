@@ -154,9 +154,9 @@ class Standing:
     async def _ask(self, derived: Derived, facts: Facts) -> None:
         declared = self._rulebook.rules.lists[derived.argument]
         values = facts[derived.fact]
-        texts = map(str, values if isinstance(values, list) else [values])
+        texts = list(map(str, values if isinstance(values, list) else [values]))
         if declared.kind is ListKind.DOMAINS:  # of an address its domain counts
-            texts = (text.rpartition("@")[2] for text in texts)
+            texts = [text.rpartition("@")[2] for text in texts]
         asked = list(dict.fromkeys(texts))[:ASKED_LIMIT]
         found = await asyncio.gather(*(self._is_listed(declared, value) for value in asked))
         if True in found or None not in found:
