@@ -340,6 +340,14 @@ TARGETS: dict[str, tuple[Target, list[bytes], list[bytes]]] = {
         ],
         [b"*.", b"@", b"/", b":", b"::ffff:", b"%", b"\n", b"."],
     ),
+    "names": (
+        targets_rules.check_names,
+        [
+            b"bl.example=127.0.[0..1].[2;4..11]*5\nmx.example\n[192.0.2.1]\n[IPv6:2001:db8::1]",
+            b"zen.example\n127.0.0.2\n2001:db8::1",
+        ],
+        [b"\x7f\x00\x00\x02", b"\x7f\xff\xff\xfe", b"[", b"]", b"..", b";", b"*", b"=", b"\n", b"IPv6:"],
+    ),
     "rules": (
         targets_rules.check_rules,
         [
