@@ -129,6 +129,14 @@ _TABLE = (
     Fact("tls_version", _S, _SESSION, "'TLSv1.2' or 'TLSv1.3'; '' without TLS."),
     Fact("helo", _S, _GREETED, "Argument of EHLO or HELO, lower-case."),
     Fact(
+        "helo_form",
+        _S,
+        _GREETED,
+        "'domain' (two labels or more), 'label' (one), 'literal' ([192.0.2.1], RFC 5321 4.1.3), 'address' "
+        "(one without brackets, which is no right argument); '' before EHLO.",
+    ),
+    Fact("helo_is_ours", _B, _GREETED, "Whether helo is server.hostname: no other server has that name."),
+    Fact(
         "source",
         _S,
         (*_ENVELOPE[:4], "submit", "send"),

@@ -248,6 +248,19 @@ def webhook_calls(
     )
 
 
+_LISTINGS = (
+    ("blocklists", "dnsbl_zones"),
+    ("allowlists", "dnswl_zones"),
+    ("blocklisted_domains", "dnsbl_domains"),
+)
+
+
+def listings(facts: Facts) -> dict[str, object]:
+    """Return which DNS lists were found to have the client or its domains, where rules asked."""
+    # By get, which asks for nothing that is not known yet.
+    return {name: found for name, fact in _LISTINGS if (found := facts.get(fact))}
+
+
 def accepted_event(
     arrival: Arrival, group: Group, judgement: Judgement, *, message_id: str, now: int, is_signed: bool
 ) -> Event:
@@ -276,6 +289,7 @@ def accepted_event(
     matched = [step.rule for step in judgement.decision.trace if step.matched]
     if matched:
         data["rules"] = matched
+    data |= listings(judgement.facts)
     if arrival.envelope.hold_until is not None:
         data["hold_until"] = arrival.envelope.hold_until
     if group.dropped:

@@ -33,6 +33,7 @@ from server.sections import (
 )
 from server.sections_names import DnsLists, Greylist
 from server.sections_policy import Limits, Policy, Rejects, Scanners, Webhooks
+from server.sections_protection import Protection
 from server.settings_file import Finding, load_model, locate_secret, read_secret
 from server.settings_kinds import Section
 from server.settings_text import ConfigError, Problem, generate_docs_from, generate_from, render
@@ -64,6 +65,7 @@ class Settings(Section):
     store: Store = Store()
     tls: Tls = Tls()
     smtp: Smtp = Smtp()
+    protection: Protection = Protection()
     imap: Imap = Imap()
     http: Http = Http()
     dns: Dns = Dns()

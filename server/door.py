@@ -40,6 +40,7 @@ class Door:
         senders: Senders,
         standing: Standing | None,
         client_facts: ClientFacts | None = None,
+        own_name: str = "",
     ) -> None:
         self._threads = threads
         self._routing = routing
@@ -47,6 +48,7 @@ class Door:
         self._senders = senders
         self._standing = standing
         self._client_facts = client_facts
+        self._own_name = own_name.lower()
 
     async def connected(self, peer: Peer, *, source: Source = Source.MX) -> None:
         """Judge a new connection; raises Refusal. source: of its mail."""
@@ -55,12 +57,12 @@ class Door:
         if self._rulebook.asks("connect"):
             refuse(await self.ruled("connect", evidence.Facts(evidence.Case(peer))))
 
-    async def helo(self, peer: Peer) -> None:
-        """Judge the EHLO or HELO argument; raises Refusal."""
-        if self._client_facts is not None and peer.identity is None:
+    async def helo(self, peer: Peer, *, source: Source = Source.MX) -> None:
+        """Judge the EHLO or HELO argument; raises Refusal. source: as of connected."""
+        if self._client_facts is not None and source is not Source.SUBMISSION:
             self._client_facts.begin(peer)
         if self._rulebook.asks("helo"):
-            refuse(await self.ruled("helo", evidence.Facts(evidence.Case(peer))))
+            refuse(await self.ruled("helo", evidence.Facts(evidence.Case(peer, own_name=self._own_name))))
 
     async def sender(
         self,
@@ -80,7 +82,12 @@ class Door:
             self._client_facts.begin(peer, envelope)
         if self._rulebook.asks("mail"):
             case = evidence.Case(
-                peer, identity, envelope, source or _source(identity), declared_octets=declared_octets or 0
+                peer,
+                identity,
+                envelope,
+                source or _source(identity),
+                declared_octets=declared_octets or 0,
+                own_name=self._own_name,
             )
             refuse(await self.ruled("mail", evidence.Facts(case)))
 
@@ -111,6 +118,7 @@ class Door:
                 source or _source(identity),
                 recipient=recipient.address,
                 recipient_count=len(envelope.recipients) + 1,
+                own_name=self._own_name,
             )
             decision = await self.ruled("rcpt", evidence.Facts(case))
             if not (decision.reason and is_role(recipient.address)):

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
+from ipaddress import ip_address
 from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
@@ -190,6 +191,7 @@ class Case:
     notice: str = ""
     places: Sequence[tuple[Recipient, Local]] = ()
     scans: Scans | None = None
+    own_name: str = ""  # server.hostname, lower-case
 
 
 class Scans(Protocol):
@@ -275,6 +277,18 @@ def _scanned(name: str, case: Case) -> object:
     return (NOT_CONFIGURED if case.scans is None else case.scans.known)[name]
 
 
+def _helo_form(helo: str) -> str:
+    if not helo:
+        return ""
+    if helo.startswith("["):
+        return "literal"
+    try:
+        ip_address(helo)
+    except ValueError:
+        return "domain" if "." in helo.strip(".") else "label"
+    return "address"
+
+
 SOURCES: Mapping[str, Callable[[Case], object]] = {
     "client_ip": lambda case: case.peer.address,
     "client_port": lambda case: case.peer.port,
@@ -285,6 +299,8 @@ SOURCES: Mapping[str, Callable[[Case], object]] = {
     "tls": lambda case: case.peer.tls_version is not None,
     "tls_version": lambda case: case.peer.tls_version or "",
     "helo": lambda case: case.peer.helo.lower(),
+    "helo_form": lambda case: _helo_form(case.peer.helo),
+    "helo_is_ours": lambda case: bool(case.own_name) and case.peer.helo.lower().rstrip(".") == case.own_name,
     "source": lambda case: case.source.value,
     "authenticated": lambda case: case.identity is not None,
     "identity": lambda case: case.identity.id if case.identity else "",

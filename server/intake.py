@@ -106,6 +106,7 @@ class Intake(Door):
             senders=senders,
             standing=standing,
             client_facts=client_facts,
+            own_name=settings.hostname,
         )
         self._clock = clock
         self._settings = settings
@@ -270,6 +271,7 @@ class Intake(Door):
             mailbox_id=(identity.mailbox_id if identity else None) or "",
             places=group.local,
             scans=scans,
+            own_name=self._own_name,
         )
         facts = evidence.Facts(case)
         if self._correspondents is not None:

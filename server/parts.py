@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from server.names.zones import Zones
     from server.routing import Routing
     from server.rulebook import Rulebook
+    from server.smtp.strangers import Strangers
     from server.threads import Hub, Threads
     from server.tls import ServerTls
 
@@ -89,6 +90,7 @@ class Parts:
         self._tls = tls
         self._inherited = inherited
         self._zones: Zones
+        self._strangers: Strangers | None = None
         self._proxied: set[Any] = set()  # sockets whose connections begin with a PROXY header
 
     def build(self, store: Store) -> Threads:
@@ -373,6 +375,7 @@ class Parts:
     def _build_smtp(self, threads: Threads, intake: Intake, login: Login) -> None:
         from server.smtp.server import SmtpServer
         from server.smtp.settings import SmtpSettings
+        from server.smtp.strangers import StrangerLimits
 
         smtp = self.settings.smtp
         server = SmtpServer(
@@ -394,10 +397,13 @@ class Parts:
                 lmtp_networks=smtp.lmtp_networks,
                 xclient_networks=smtp.xclient_networks,
                 spool_threshold_octets=self.settings.store.spool_threshold_octets,
+                strangers=StrangerLimits(**self.settings.protection.model_dump()),
             ),
             hostname=self.settings.server.hostname,
             tls_context=self._tls.context,
         )
+
+        self._strangers = server.strangers
 
         async def start() -> None:
             await server.start(
@@ -454,7 +460,7 @@ class Parts:
             maildir=threads.store.maildir,
             clock=self.clock,
             settings=self.settings,
-            measures=measures_of(self._zones, self._rulebook.greylist),
+            measures=measures_of(self._zones, self._rulebook.greylist, self._strangers),
         )
         listener = HttpListener(
             application, settings=http, tls_context=self._tls.context, proxies=self._proxies()

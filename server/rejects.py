@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from server.arrival import SECOND, Arrival, Judgement, trace_fields
+from server.arrival import SECOND, Arrival, Judgement, listings, trace_fields
 from server.mail import trace
 from server.routing import Group, Local, is_role
 from server.rulebook import refusal_of
@@ -251,6 +251,7 @@ class Rejects:
                 "octets": judgement.letter.octets,
                 "digest": digest.hex(),
                 "kept_until": now + self._settings.keep_seconds * SECOND,
+                **listings(judgement.facts),
             },
         )
 

@@ -312,6 +312,11 @@ def return_address(delivery_id: str, domain: str) -> str:
     return f"{RETURN_PREFIX}{delivery_id.partition('_')[2]}@{domain}"
 
 
+def is_return_address(address: str) -> bool:
+    """Whether an address has the form of those that lead notices back to a sender."""
+    return _RETURN.match(address) is not None
+
+
 def _milliseconds(identifier: str) -> int:
     """Return when an id was made, since 1970: its first ten digits are 50 bits, two of them empty."""
     number = 0

@@ -47,6 +47,7 @@ from storage.records import (
 )
 from storage.schema import cursors, deliveries, messages, suppressions
 from storage.schema import events as event_rows
+from storage.unanswered import held_instead
 
 __all__ = [
     "Pick",
@@ -85,6 +86,7 @@ _KINDS = {
     DeliveryState.BOUNCED: "message.bounced",
     DeliveryState.EXPIRED: "message.expired",
     DeliveryState.SUPPRESSED: "message.suppressed",
+    DeliveryState.HELD: "message.held",
 }
 
 Found = Row[*tuple[Any, ...]]
@@ -102,12 +104,16 @@ class Pick:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """How an attempt ended for one leased delivery. next_attempt_at: microseconds, for DEFERRED alone."""
+    """How an attempt ended for one leased delivery. next_attempt_at: microseconds, for DEFERRED alone.
+
+    unanswerable: nobody may be told of a failure, so that the delivery is held then.
+    """
 
     delivery: Delivery
     outcome: Outcome
     next_attempt_at: int | None = None
     in_doubt: bool = False
+    unanswerable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +328,7 @@ def settle(
     """
     held = _holders(connection, [item.delivery.id for item in settlements])
     good = [item for item in settlements if _holds(held.get(item.delivery.id), item.delivery)]
+    good = held_instead(connection, good)
     fine = {item.delivery.id for item in good}
     stale = tuple(item.delivery.id for item in settlements if item.delivery.id not in fine)
     if good:
@@ -382,6 +389,8 @@ def _event(item: Settlement, attempt: int, at: int) -> Event:
         data["next_attempt_at"] = item.next_attempt_at
     if item.in_doubt:
         data["in_doubt"] = True
+    if item.outcome.state is DeliveryState.HELD:
+        data |= {"actor": "delivery", "cause": "it failed, and nobody may be told"}
     return _about(delivery, _KINDS[item.outcome.state], at, data)
 
 

@@ -64,10 +64,10 @@ def check(
         "rules": len(rulebook.rules.rules),
         "lists": len(rulebook.rules.lists),
         "enabled": counted or "none",
-        "scanners": ", ".join(sorted(settings.scanners.configured)) or "none",
+        "services": ", ".join(sorted(settings.services)) or "none",
     }
     if unserved:
-        result["off, of those that need a scanner"] = ", ".join(unserved)
+        result["off, since what they need is not configured"] = ", ".join(unserved)
     show(result, as_json=as_json, how=output.facts)
 
 

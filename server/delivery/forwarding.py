@@ -2,6 +2,7 @@
 
 Owns which deliveries are forwards and the address they go out with: SPF at the next
 server judges who sends, which is this one. Routing reads such addresses. Decision 014.
+Owns too which of them nobody can be told of when they fail (RFC 5321 4.5.5).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from server.mail.address import AddressSyntax, domain_of
-from server.routing import return_address
+from server.routing import is_return_address, return_address
 from storage.records import Source
 
 if TYPE_CHECKING:
@@ -17,6 +18,18 @@ if TYPE_CHECKING:
     from storage.records import Delivery
 
 FROM_ELSEWHERE = frozenset({Source.MX, Source.LMTP, Source.LOCAL, Source.FORWARD})
+
+
+def is_unanswerable(delivery: Delivery) -> bool:
+    """Whether a message that others entrusted to this server may be returned to nobody if it fails.
+
+    Notices on their way back through an address of ours are none: their failing ends them.
+    """
+    return (
+        delivery.envelope.reverse_path is None
+        and delivery.source in FROM_ELSEWHERE
+        and not any(map(is_return_address, delivery.named))
+    )
 
 
 class Forwarding:

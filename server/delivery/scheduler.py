@@ -25,7 +25,7 @@ from server.delivery.backlog import Backlog, Turn
 from server.delivery.backoff import next_attempt
 from server.delivery.carrier import Carrier, suppressed
 from server.delivery.exchangers import Exchangers
-from server.delivery.forwarding import Forwarding
+from server.delivery.forwarding import Forwarding, is_unanswerable
 from server.delivery.home import Homeward
 from server.delivery.ledger import LeaseLost, Ledger
 from server.delivery.outcome import in_doubt, slows_down
@@ -326,8 +326,9 @@ class Scheduler:
         self._ledger.settle(settlements)
 
     def _settlement(self, delivery: Delivery, outcome: Outcome) -> Settlement:
+        unanswerable = is_unanswerable(delivery)
         if outcome.state is not DeliveryState.DEFERRED:
-            return Settlement(delivery, outcome)
+            return Settlement(delivery, outcome, unanswerable=unanswerable)
         due = next_attempt(
             now=self._clock.now(),
             expires_at=delivery.expires_at,
@@ -337,7 +338,8 @@ class Scheduler:
             jitter=self._dice.random(),
         )
         if due is None:
-            return Settlement(delivery, replace(outcome, state=DeliveryState.EXPIRED))
+            expired = replace(outcome, state=DeliveryState.EXPIRED)
+            return Settlement(delivery, expired, unanswerable=unanswerable)
         return Settlement(delivery, outcome, due, in_doubt(outcome))
 
     def _on_settled(self, settlements: Sequence[Settlement]) -> None:

@@ -1,4 +1,4 @@
-"""Measures of what the DNS says of clients, and of greylisting."""
+"""Measures of strangers: what the DNS says of them, greylisting, what the SMTP door refused them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from server.http.metrics import Measure, MeasureKind
 if TYPE_CHECKING:
     from server.greylist import Greylist
     from server.names.zones import Zones
+    from server.smtp.strangers import Strangers
 
 
-def measures_of(zones: Zones, greylist: Greylist) -> Sequence[Measure]:
-    """Return what /metrics tells of DNS lists and greylisting; there is nothing where neither is used."""
+def measures_of(zones: Zones, greylist: Greylist, strangers: Strangers | None) -> Sequence[Measure]:
+    """Return what /metrics tells of them; there is nothing of what is not used, or is another process's."""
 
     def answers() -> Mapping[tuple[str, ...], float]:
         return {labels: float(count) for labels, count in tuple(zones.counts.items())}
@@ -21,7 +22,17 @@ def measures_of(zones: Zones, greylist: Greylist) -> Sequence[Measure]:
     def greylisted() -> Mapping[tuple[str, ...], float]:
         return {(what,): float(count) for what, count in tuple(greylist.counts.items())}
 
+    def refused() -> Mapping[tuple[str, ...], float]:
+        return {(why,): float(count) for why, count in tuple(strangers.refused.items())} if strangers else {}
+
     return (
+        Measure(
+            "mailagents_smtp_strangers_refused",
+            "Connections, messages and recipients refused, or kept waiting (tarpit), by the reason.",
+            MeasureKind.COUNTER,
+            refused,
+            ("reason",),
+        ),
         Measure(
             "mailagents_dns_list_answers",
             "Questions to DNS lists, by what came of them.",

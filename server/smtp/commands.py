@@ -26,7 +26,8 @@ from storage.records import Envelope
 
 if TYPE_CHECKING:
     from server.login import Identity
-    from server.smtp.session import Session, Step
+    from server.smtp.session import Session
+    from server.smtp.steps import Step
 
 log = structlog.get_logger("smtp")
 
@@ -40,6 +41,8 @@ async def greet(session: Session) -> None:
     """Ask intake about the connection and send the greeting."""
     server = session.server
     try:
+        if session.door is doors.MX and server.strangers.counts(session.peer.address):
+            await _meet(session)
         if not lmtp.is_vouched(session):
             await server.intake.connected(session.peer, source=session.door.source)
     except Refusal as refusal:
@@ -47,6 +50,23 @@ async def greet(session: Session) -> None:
         session.refuse(refusal)
         return
     session.reply(server.greeting_lmtp if session.door.lmtp else server.greeting)
+
+
+async def _meet(session: Session) -> None:
+    """Count a stranger's connection and see whether it waits for the greeting; raises Refusal."""
+    strangers, address = session.server.strangers, session.peer.address
+    session.is_stranger = True
+    strangers.connect(address)
+    delay = strangers.greeting_delay(address)
+    if not delay or session.server.is_crowded:
+        return
+    await session.pause(delay)
+    if session.server.is_draining:
+        raise Refusal(421, "4.3.2", "Service is stopping, try again later")
+    if session.has_input:
+        raise strangers.spoke_early()
+    if session.is_waiting:
+        strangers.waited(address)
 
 
 def _check_greeted(session: Session) -> None:
@@ -74,7 +94,7 @@ async def _take_hello(session: Session, command: grammar.Hello) -> None:
     peer = replace(session.peer, helo=command.name, extended=command.extended)
     try:
         if not lmtp.is_vouched(session):
-            await session.server.intake.helo(peer)
+            await session.server.intake.helo(peer, source=session.door.source)
     except Refusal as refusal:
         if refusal.code == 421:
             raise
@@ -130,6 +150,8 @@ def _held(session: Session, command: grammar.Mail) -> Envelope:
 
 async def _take_mail(session: Session, command: grammar.Mail) -> None:
     envelope = command.envelope
+    if session.is_stranger:
+        session.server.strangers.message(session.peer.address)
     try:
         await session.server.intake.sender(
             session.peer, session.identity, envelope, command.declared_octets, source=session.door.source
@@ -168,12 +190,18 @@ def _rcpt(session: Session, command: grammar.Rcpt) -> Step | None:
 
 async def _take_rcpt(session: Session, command: grammar.Rcpt, envelope: Envelope) -> None:
     recipient = command.recipient
+    if session.is_stranger:
+        session.server.strangers.recipient(session.peer.address)
     try:
         await session.server.intake.recipient(
             session.peer, session.identity, envelope, recipient, source=session.door.source
         )
     except Refusal as refusal:
         session.has_refused = True
+        if session.is_stranger and refusal.enhanced == "5.1.1":
+            delay = session.server.strangers.unknown_recipient(session.peer.address)
+            if delay and not session.server.is_crowded:
+                await session.pause(delay)
         _count_refused(session, refusal)
         raise
     session.transaction = Envelope(

@@ -21,6 +21,7 @@ from server.smtp.data import ContentLimits, LineEnds
 from server.smtp.door import Door
 from server.smtp.session import Session
 from server.smtp.settings import MEBI, SmtpSettings
+from server.smtp.strangers import Strangers
 from server.sockets import Networks, network_of
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class SmtpServer:
         self.greeting_lmtp = replies.reply(220, "", f"{hostname} LMTP")
         self.hello_plain = replies.reply(250, "", hostname)
         self.is_draining = False
+        self.strangers = Strangers(clock, settings.strangers)
         self._hostname = hostname
         self._hellos: dict[tuple[str, bool, bool, bool], bytes] = {}
         self._memory = Memory(settings.max_memory_octets)
@@ -132,6 +134,7 @@ class SmtpServer:
         for listener in self._listeners:
             listener.close()
         for session in tuple(self._sessions):
+            session.hurry()
             if session.is_idle:
                 session.stop()
         await self._wait_empty(limit_seconds)
@@ -183,6 +186,11 @@ class SmtpServer:
     def _new_session(self, door: Door, origin: Origin | None = None) -> Session:
         self._opened += 1
         return Session(self, door, self._opened, origin)
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether connections are too many for any of them to be kept waiting."""
+        return len(self._sessions) > self.settings.max_connections // 2
 
     def admit(self, session: Session) -> bool:
         """Count a connection in; False beyond the limit in all or of its network."""

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-import types
-from collections.abc import Awaitable, Coroutine, Generator
+from collections.abc import Awaitable
 from dataclasses import replace
-from enum import Enum
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, cast
 
 import structlog
 from aiosmtpd.smtp import SMTP
@@ -26,7 +24,7 @@ from server.smtp import door as doors
 from server.smtp.body import Body
 from server.smtp.data import ChunkReader, DataReader
 from server.smtp.sasl import Asks, Token
-from server.sockets import plain_address
+from server.smtp.steps import Phase, Step, name_of, resume
 from storage.errors import Full
 from storage.records import Peer
 
@@ -40,21 +38,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("smtp")
 
-Step = Coroutine[Any, Any, None]
-T = TypeVar("T")
-
 INPUT_OCTETS = 16 * 1024  # what may wait unread before reading pauses
 SPREE = 64
 LINGER_SECONDS = 10  # for the last reply to leave before the connection is cut
-
-
-class Phase(Enum):
-    """What the next octets from the client are."""
-
-    COMMAND = "command"
-    AUTH = "auth"
-    CONTENT = "content"
-    CLOSING = "closing"
 
 
 class Session(SMTP):
@@ -77,6 +63,7 @@ class Session(SMTP):
         self.peer = Peer("")
         self.client_address = ""  # as the connection has it, whatever XCLIENT says
         self.network = ""  # by which the connection is counted
+        self.is_stranger = False  # whose rates are counted
         self.identity: Identity | None = None
         self.dialect = doors.PLAIN
         self.transaction: Envelope | None = None
@@ -101,6 +88,8 @@ class Session(SMTP):
         self._at_eof = False
         self._spree = 0  # lines and steps since other connections had their turn
         self._lost = False
+        self._pause: asyncio.Future[None] | None = None
+        self._content_since = 0.0
 
     # What the loop calls
 
@@ -108,7 +97,7 @@ class Session(SMTP):
         """Begin: greet, or secure the connection first where TLS is implicit."""
         self.transport = cast("asyncio.Transport", transport)
         origin = self.origin
-        address, port = _name_of(transport) if origin is None else (origin.address, origin.port)
+        address, port = name_of(transport) if origin is None else (origin.address, origin.port)
         self.client_address = address
         if self.door.lmtp and origin is None:
             if address and not self.server.lmtp_hosts.covers(address):
@@ -145,6 +134,7 @@ class Session(SMTP):
     def eof_received(self) -> bool:
         """The client sent its last octet: answer what came before, then close."""
         self._at_eof = True
+        self.hurry()
         # A TLS transport closes itself; a plain one stays open while a step is under way.
         return self._task is not None and self.peer.tls_version is None
 
@@ -157,6 +147,7 @@ class Session(SMTP):
         self._input, self._at = b"", 0
         self.deadline = math.inf
         self.server.forget(self)
+        self.hurry()
         if self._task is None and self.body is not None:
             # A step under way cleans up itself when it ends.
             self._start(self._abandon())
@@ -192,9 +183,27 @@ class Session(SMTP):
 
     def stop(self) -> None:
         """Close with 421 at once, whatever is under way."""
+        self.hurry()
         if self.phase is not Phase.CLOSING:
             self.reply(replies.STOPPING)
             self.close()
+
+    async def pause(self, seconds: float) -> None:
+        """Keep the client waiting; ends early with the connection, or with the server."""
+        if self._lost or self.phase is Phase.CLOSING:
+            return
+        self._pause = pause = self.server.loop.create_future()
+        timer = self.server.loop.call_later(seconds, self.hurry)
+        try:
+            await pause
+        finally:
+            timer.cancel()
+            self._pause = None
+
+    def hurry(self) -> None:
+        """End a pause at once."""
+        if self._pause is not None and not self._pause.done():
+            self._pause.set_result(None)
 
     @property
     def task(self) -> asyncio.Task[None] | None:
@@ -240,6 +249,11 @@ class Session(SMTP):
         self.transport.close()
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether the client is still there, and has not said that it leaves."""
+        return not (self._lost or self._at_eof or self.phase is Phase.CLOSING)
+
+    @property
     def has_input(self) -> bool:
         """Whether octets wait behind the command at hand."""
         return self._at < len(self._input)
@@ -257,6 +271,7 @@ class Session(SMTP):
         if self.body is None:
             self.body = self.server.new_body()
         self.phase = Phase.CONTENT
+        self._content_since = self.server.clock.monotonic()
 
     def begin_tls(self) -> Step:
         """Announce TLS and begin it this instant; return the step that waits for it."""
@@ -334,8 +349,11 @@ class Session(SMTP):
     def _await_peer(self) -> None:
         """Set the deadline of what the client owes now (RFC 5321 4.5.3.2)."""
         if self.phase is Phase.CONTENT:
-            # Each block moves it on.
-            self.deadline = self.server.clock.monotonic() + self.server.settings.data_timeout_seconds
+            # Each block moves it on, but not by more than it is worth: content may not trickle for ever.
+            assert self.reader is not None
+            settings = self.server.settings
+            owed = self._content_since + self.reader.received / settings.least_octets_per_second
+            self.deadline = min(self.server.clock.monotonic(), owed) + settings.data_timeout_seconds
         elif self.deadline == math.inf:
             # Half a line moves nothing: a command has its time as a whole.
             self.deadline = self.server.clock.monotonic() + self.server.settings.command_timeout_seconds
@@ -400,7 +418,7 @@ class Session(SMTP):
         except Exception:  # noqa: BLE001  # the top of a session: logged there
             self._broke()
             return None
-        return _resume(step, waits_for)
+        return resume(step, waits_for)
 
     def _refuse_line(self, line: bytes, refusal: Refusal) -> None:
         verb = b"" if self.phase is Phase.AUTH else line[:4].upper()
@@ -512,7 +530,7 @@ class Session(SMTP):
             waits_for = handshake.send(None)
         except (OSError, RuntimeError):
             return self._cut_off()
-        return self._secure(_resume(handshake, waits_for))
+        return self._secure(resume(handshake, waits_for))
 
     async def _secure(self, handshake: Awaitable[asyncio.Transport | None]) -> None:
         """Wait for the handshake, then forget all that was said before (RFC 3207 4.2)."""
@@ -565,19 +583,3 @@ class Session(SMTP):
         if self._reading_paused and self.transport is not None and not self.transport.is_closing():
             self._reading_paused = False
             self.transport.resume_reading()
-
-
-@types.coroutine
-def _resume(begun: Coroutine[Any, Any, T], waits_for: object) -> Generator[object, Any, T]:
-    """Await a coroutine that was run up to its first wait already."""
-    yield waits_for
-    result: T = yield from begun
-    return result
-
-
-def _name_of(transport: asyncio.BaseTransport) -> tuple[str, int]:
-    """Return the client's IP address and port; '' and 0 on a Unix socket."""
-    name = transport.get_extra_info("peername")
-    if not isinstance(name, tuple):
-        return "", 0
-    return plain_address(str(name[0])), int(name[1])

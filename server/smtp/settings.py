@@ -6,7 +6,9 @@ RFC 5321 4.5.3.1 (sizes) and 4.5.3.2 (times).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from server.smtp.strangers import StrangerLimits
 
 MEBI = 1024 * 1024
 
@@ -22,7 +24,8 @@ class SmtpSettings:
     max_refused_recipients: refusals of MAIL and RCPT before the session is closed.
     max_hold_seconds: longest wait that FUTURERELEASE takes, 0 for none. mend_line_ends_of: networks
     whose bare CR and LF become CRLF. lmtp_networks: who may hand over by LMTP over TCP.
-    xclient_networks: who may say by XCLIENT to be another client.
+    xclient_networks: who may say by XCLIENT to be another client. least_octets_per_second: content
+    that comes more slowly, after data_timeout_seconds, ends the session.
     """
 
     max_message_octets: int = 50 * MEBI
@@ -32,6 +35,7 @@ class SmtpSettings:
     command_timeout_seconds: float = 300
     data_timeout_seconds: float = 180
     handshake_timeout_seconds: float = 30
+    least_octets_per_second: int = 100
     max_errors: int = 20
     max_refused_recipients: int = 200
     max_idle_commands: int = 100
@@ -45,3 +49,4 @@ class SmtpSettings:
     xclient_networks: tuple[str, ...] = ()
     spool_threshold_octets: int = 256 * 1024
     max_memory_octets: int = 64 * MEBI
+    strangers: StrangerLimits = field(default_factory=StrangerLimits)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.daemon import partner as second
+from tests.daemon.letters import queued_id
 from tests.daemon.partner import Partner
 from tests.daemon.running import Daemon, until
 from tests.daemon.test_rules import answering
@@ -21,6 +22,13 @@ stage = "message"
 when = 'source == "mx" && !is_bounce'
 action = "redirect"
 target = "bob@partner.test"
+
+[[rule]]
+name = "nowhere"
+stage = "message"
+when = 'source == "mx" && is_bounce && subject == "for nobody"'
+action = "redirect"
+target = "reject@partner.test"
 """
 
 
@@ -87,3 +95,24 @@ def test_forwarded_mail_is_sealed_and_its_bounce_finds_the_sender(road: Road) ->
     )
     # Stock aiosmtpd calls the null sender so.
     assert (bounce.reverse_path, bounce.recipients) == ("<>", ("ann@example.com",))
+
+
+def test_forwarded_mail_that_nobody_may_be_told_of_is_held(road: Road) -> None:
+    daemon = road.daemon
+    with daemon.mx() as client:
+        client.ehlo()
+        client.mail("")
+        assert client.rcpt(daemon.inboxes["bob"].address)[0] == 250
+        code, text = client.data(b"From: mailer@example.com\r\nSubject: for nobody\r\n\r\nKeep me\r\n")
+        assert code == 250
+    message_id = queued_id(text)
+    (delivery,) = daemon.settled(message_id)["deliveries"]
+    assert delivery["state"] == "held"
+    assert "held" in daemon.kinds(message_id)
+    assert "bounced" not in daemon.kinds(message_id)
+    daemon.kill()
+    daemon.start()
+    (waiting,) = daemon.deliveries(state="held")
+    assert waiting["id"] == delivery["id"]
+    daemon.cli("queue", "cancel", waiting["id"])
+    assert daemon.deliveries(state="held") == []

@@ -1,5 +1,6 @@
 """Clients that the DNS knows something of, and those that nobody knows, in the whole daemon."""
 
+import json
 import sqlite3
 import urllib.request
 from collections.abc import Iterator
@@ -69,14 +70,28 @@ def test_mail_of_a_listed_address_is_refused_and_kept_and_of_an_allowed_one_take
     code, text = hand_in(judging, LISTED, "listed")
     assert (code, text[:5]) == (550, b"5.7.1")
     kept = judging.find(alice, "listed", folder="Rejects")
+    (told,) = until(lambda: events(judging, "message.refused"), "the event behind the file")
+    assert (told["rules"][0], told["blocklists"]) == ("blocklisted", ["bl.test"])
     assert "iprev=permerror" in str(kept["Authentication-Results"])
     assert hand_in(judging, ALLOWED, "allowed")[0] == 250
     found = judging.find(alice, "allowed")
+    (taken,) = until(lambda: events(judging, "message.accepted"), "the event behind the file")
+    assert (taken["blocklists"], taken["allowlists"]) == (["bl.test"], ["wl.test"])
     assert f"iprev=pass policy.iprev={ALLOWED}" in str(found["Authentication-Results"])
     assert f"from mx.far.test (mx.friend.test [{ALLOWED}])" in " ".join(str(found["Received"]).split())
     # A list that lists everybody is not believed.
     assert "everyone.test" in judging.log
     assert "it lists everything" in judging.log
+
+
+def events(daemon: Daemon, kind: str) -> list[dict[str, Any]]:
+    """What the events of a kind say, in order."""
+    found = sqlite3.connect(f"file:{daemon.data}/mailagents.sqlite?mode=ro", uri=True)
+    try:
+        rows = found.execute("SELECT data FROM events WHERE kind = ? ORDER BY seq", (kind,)).fetchall()
+    finally:
+        found.close()
+    return [json.loads(row[0]) for row in rows]
 
 
 def test_a_stranger_comes_back_and_is_known_after_a_crash(judging: Daemon) -> None:

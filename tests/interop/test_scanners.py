@@ -167,7 +167,7 @@ def test_explain_asks_the_scanners_unless_offline(scanned: Daemon, receiver: Inb
 
 
 def test_check_says_which_scanners_there_are(scanned: Daemon) -> None:
-    assert scanned.cli("policy", "check")["scanners"] == "clamav, rspamd"
+    assert scanned.cli("policy", "check")["services"] == "clamav, rspamd"
     done = run_cli("policy", "check", ROOT / "conf/policies", "--json", "--config", scanned.configuration)
     if done.returncode:
         raise Trouble(done.stderr)

@@ -83,10 +83,10 @@ class FakeIntake:
         if name in self.refusals:
             raise self.refusals[name]
 
-    async def connected(self, peer) -> None:
+    async def connected(self, peer, *, source) -> None:
         await self._step("connected", peer)
 
-    async def helo(self, peer) -> None:
+    async def helo(self, peer, *, source) -> None:
         await self._step("helo", peer)
 
     async def sender(self, peer, identity, envelope, declared_octets, *, source=None) -> None:

@@ -258,8 +258,8 @@ def test_content_has_its_own_timeout_that_progress_moves():
             for _ in range(5):
                 rig.clock.advance(170)
                 before = reader.received
-                client.send(b"x\r\n")
-                await until(lambda before=before: reader.received == before + 3)
+                client.send(b"x" * 19_998 + b"\r\n")
+                await until(lambda before=before: reader.received == before + 20_000)
                 rig.server.sweep()
             rig.clock.advance(181)
             rig.server.sweep()
