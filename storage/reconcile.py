@@ -180,7 +180,9 @@ class _Work:
                 self._count("folders")
                 with suppress(Missing):
                     self._reconcile_folder(folder)
-        self._count("sums_corrected", store.database.write(lambda c: _correct_sum(c, mailbox_id)))
+        # Adding up takes a large mailbox seconds, and nobody can write meanwhile: it is done apart first.
+        if not store.database.read(lambda c: _is_sum_right(c, mailbox_id)):
+            self._count("sums_corrected", store.database.write(lambda c: _correct_sum(c, mailbox_id)))
 
     def _reconcile_folder(self, folder: Folder) -> None:
         store, fruitless = self.store, 0
@@ -245,8 +247,9 @@ class _Work:
 
     def _erase_renditions(self) -> None:
         text = (
-            "SELECT r.message_id FROM renditions r JOIN messages m ON m.id = r.message_id "
-            "WHERE m.spooled = 0 AND NOT EXISTS (SELECT 1 FROM entries e WHERE e.message_id = r.message_id) "
+            "SELECT r.message_id FROM renditions r "
+            "WHERE NOT EXISTS (SELECT 1 FROM entries e WHERE e.message_id = r.message_id) "
+            "AND NOT EXISTS (SELECT 1 FROM messages m WHERE m.id = r.message_id AND m.spooled = 1) "
             "AND r.message_id > ? ORDER BY r.message_id LIMIT ?"
         )
         for page in self._pages(text):
@@ -261,15 +264,24 @@ class _Work:
                 return
 
 
+_SUM = (
+    "SELECT coalesce(sum(e.octets), 0) FROM entries e JOIN folders f ON f.id = e.folder_id "
+    "WHERE f.mailbox_id = ?"
+)
+
+
+def _is_sum_right(connection: Connection, mailbox_id: str) -> bool:
+    """Compare what a mailbox uses with the sum of its entries, both of one moment."""
+    text = f"SELECT used_octets = ({_SUM}) FROM mailboxes WHERE id = ?"  # noqa: S608 - ours
+    row = run(connection, text, (mailbox_id, mailbox_id)).fetchone()
+    return row is None or bool(row[0])
+
+
 def _correct_sum(connection: Connection, mailbox_id: str) -> int:
     """Set what a mailbox uses to the sum of its entries; return 1 where it was another, else 0."""
     if connection.dialect.name != "sqlite":
         # Whoever adds an entry holds or waits for this row until his entry can be counted.
         run(connection, "SELECT 1 FROM mailboxes WHERE id = ? FOR UPDATE", (mailbox_id,))
-    text = (
-        "SELECT coalesce(sum(e.octets), 0) FROM entries e JOIN folders f ON f.id = e.folder_id "
-        "WHERE f.mailbox_id = ?"
-    )
-    octets = int(run(connection, text, (mailbox_id,)).fetchone()[0])
+    octets = int(run(connection, _SUM, (mailbox_id,)).fetchone()[0])
     text = "UPDATE mailboxes SET used_octets = ? WHERE id = ? AND used_octets <> ?"
     return int(run(connection, text, (octets, mailbox_id, octets)).rowcount)

@@ -188,6 +188,10 @@ messages = Table(
     Index("ix_messages_organization_accepted", "organization_id", "accepted_at"),
     # Threading asks for the messages that a new one refers to.
     Index("ix_messages_organization_header", "organization_id", "message_id_header"),
+    # Asked at every start.
+    Index(
+        "ix_messages_spooled", "id", sqlite_where=text("spooled = 1"), postgresql_where=text("spooled = 1")
+    ),
 )
 
 renditions = Table(
