@@ -43,6 +43,7 @@ class Postfix:
     def __init__(self, directory: Path, *, port: int) -> None:
         self._configuration = directory / "etc"
         self.port = port
+        self._pid_file = directory / "queue" / "pid" / "master.pid"
         self.new = directory / "mail" / "bench.test" / "user" / "new"
         owner = pwd.getpwnam("nobody")
         self.settings = {
@@ -89,6 +90,11 @@ class Postfix:
         )
         if done.returncode != 0:
             raise RuntimeError(f"postfix {command}: {done.stderr.strip() or done.stdout.strip()}")
+
+    @property
+    def pid(self) -> int:
+        """The master's process id."""
+        return int(self._pid_file.read_text())
 
     def start(self) -> None:
         """Start and wait until the port answers."""
