@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
-from storage import events, ids, schema
+from storage import events, ids, schema, schema_dmarc
 from storage.records import Event
 from storage.rendition import clean
 from storage.selection import insert_rows, run
@@ -117,7 +117,7 @@ def add(connection: Connection, counted: Sequence[Counted]) -> int:
 
 def _open(connection: Connection, one: Counted) -> bool:
     """Make a domain's row of a period, or renew the policy in it; False where there are too many."""
-    table = schema.dmarc_periods
+    table = schema_dmarc.dmarc_periods
     known = select(table.c.rows).where(table.c.begin_at == one.begin_at, table.c.domain == one.domain)
     if connection.execute(known).first() is None:
         total = select(func.count()).select_from(table).where(table.c.begin_at == one.begin_at)
@@ -153,7 +153,7 @@ def _count(connection: Connection, one: Counted) -> None:
 
 def due(connection: Connection, *, at: int, limit: int) -> list[Period]:
     """Return periods whose reports are due, the longest due first."""
-    table = schema.dmarc_periods
+    table = schema_dmarc.dmarc_periods
     query = select(table).where(table.c.due_at <= at).order_by(table.c.due_at).limit(limit)
     return [
         Period(row.begin_at, row.end_at, row.domain, json.loads(row.policy), row.omitted)
@@ -163,7 +163,7 @@ def due(connection: Connection, *, at: int, limit: int) -> list[Period]:
 
 def counts(connection: Connection, *, begin_at: int, domain: str) -> list[tuple[str, dict[str, Any], int]]:
     """Return a period's rows: source address, facts, messages; those with most messages first."""
-    table = schema.dmarc_counts
+    table = schema_dmarc.dmarc_counts
     query = select(table).where(table.c.begin_at == begin_at, table.c.domain == domain)
     ordered = query.order_by(table.c.count.desc(), table.c.digest).limit(MAX_ROWS)
     return [
@@ -173,7 +173,7 @@ def counts(connection: Connection, *, begin_at: int, domain: str) -> list[tuple[
 
 def sent_to(connection: Connection, *, begin_at: int, domain: str) -> set[str]:
     """Return the destinations that a period's report went to, or will never go to."""
-    table = schema.dmarc_sent
+    table = schema_dmarc.dmarc_sent
     query = select(table.c.destination).where(table.c.begin_at == begin_at, table.c.domain == domain)
     return set(connection.execute(query).scalars())
 
@@ -272,7 +272,7 @@ def keep(connection: Connection, report: Report) -> bool:
 
 
 def _limit(connection: Connection, organization_id: str, domain: str) -> None:
-    table = schema.dmarc_reports
+    table = schema_dmarc.dmarc_reports
     query = select(table.c.id).where(table.c.organization_id == organization_id, table.c.domain == domain)
     old = query.order_by(table.c.received_at.desc(), table.c.id.desc()).offset(MAX_REPORTS).limit(PRUNE_ROWS)
     _delete(connection, connection.execute(old).scalars().all())
@@ -294,7 +294,7 @@ def reports(
     with_rows: int = 0,
 ) -> list[Report]:
     """Return a tenant's reports, the newest first, below an id; with_rows: how many rows of each."""
-    table = schema.dmarc_reports
+    table = schema_dmarc.dmarc_reports
     query = select(table).where(table.c.organization_id == organization_id)
     if domain is not None:
         query = query.where(table.c.domain == domain)
@@ -308,7 +308,7 @@ def reports(
 
 def newest(connection: Connection, *, limit: int, with_rows: int) -> list[Report]:
     """Return the newest reports of all organizations: for the operator's console."""
-    table = schema.dmarc_reports
+    table = schema_dmarc.dmarc_reports
     query = select(table).order_by(table.c.id.desc()).limit(limit)
     return [_report(row, _rows(connection, row.id, with_rows)) for row in connection.execute(query).all()]
 
@@ -317,7 +317,7 @@ def sources(
     connection: Connection, *, organization_id: str, domain: str, since: int, limit: int
 ) -> list[dict[str, object]]:
     """Return who sent as a tenant's domain since a time: address, messages, how many passed, most first."""
-    table, rows = schema.dmarc_reports, schema.dmarc_report_rows
+    table, rows = schema_dmarc.dmarc_reports, schema_dmarc.dmarc_report_rows
     total = func.sum(rows.c.count)
     query = (
         select(rows.c.source_ip, rows.c.disposition, rows.c.dkim, rows.c.spf, total.label("messages"))
@@ -341,7 +341,7 @@ def sources(
 
 
 def _rows(connection: Connection, report_id: str, limit: int) -> tuple[ReportRow, ...]:
-    table = schema.dmarc_report_rows
+    table = schema_dmarc.dmarc_report_rows
     query = select(table).where(table.c.report_id == report_id).order_by(table.c.position).limit(limit)
     return tuple(
         ReportRow(
@@ -367,7 +367,7 @@ def new_id() -> str:
 
 def prune(connection: Connection, *, at: int, reports_kept: int) -> bool:
     """Take away what is too old, PRUNE_ROWS of a kind at most; whether there may be more."""
-    periods, sent, table = schema.dmarc_periods, schema.dmarc_sent, schema.dmarc_reports
+    periods, sent, table = schema_dmarc.dmarc_periods, schema_dmarc.dmarc_sent, schema_dmarc.dmarc_reports
     old = select(periods.c.begin_at, periods.c.domain).where(periods.c.end_at < at - KEPT)
     gone = connection.execute(old.limit(PRUNE_ROWS)).all()
     for row in gone:

@@ -10,7 +10,7 @@ from sqlalchemy import URL, Connection
 
 from storage import engine
 from storage.errors import Corrupt
-from storage.schema import metadata
+from storage.schema_dmarc import dmarc_reports
 
 # Any number will do, as long as it stays the same: 'mail' in ASCII.
 ADVISORY_LOCK = 0x6D61696C
@@ -22,7 +22,7 @@ def run() -> None:
     connecting = engine.make_engine(url, engine.Access.WRITE)
     with connecting.connect() as connection:
         begin(connection)
-        context.configure(connection=connection, target_metadata=metadata, render_as_batch=True)
+        context.configure(connection=connection, target_metadata=dmarc_reports.metadata, render_as_batch=True)
         with context.begin_transaction():
             context.run_migrations()
         finish(connection)
