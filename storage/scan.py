@@ -9,9 +9,11 @@ not there, and no deletion from one look.
 Maildir (new, cur, unique names), RFC 9051 2.3.1.
 """
 
+import filecmp
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,16 @@ from storage.entries import Files, discard
 from storage.flags import set_state
 from storage.folders import Locked, folder_by_id, lock
 from storage.found import Found, standard
-from storage.maildir import Maildir, flags_of, parse_base, parse_copy, parse_name, relative_path
+from storage.maildir import (
+    INBOX,
+    Maildir,
+    directory_name,
+    flags_of,
+    parse_base,
+    parse_copy,
+    parse_name,
+    relative_path,
+)
 from storage.records import Folder, Rendered
 from storage.selection import members, pack, run, select_uids
 
@@ -161,7 +172,9 @@ def _sort_unknown(
     leftover: list[str] = []
     for base, path in sorted(unknown.items()):
         if base not in known:
-            is_undone = base in copies and _is_spare(directory / path)
+            is_undone = base in copies and (
+                _is_spare(directory / path) or _lies_elsewhere(connection, folder, directory, path)
+            )
             (leftover if is_undone else foreign).append(path)
     return foreign, leftover
 
@@ -211,6 +224,24 @@ def _is_spare(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return facts.st_nlink > 1 or facts.st_size == 0
+
+
+def _lies_elsewhere(connection: Connection, folder: Folder, directory: Path, path: str) -> bool:
+    """Return whether a message of the inbox has the same octets: its own file may have been written anew."""
+    root = directory if folder.name == INBOX else directory.parent
+    text = (
+        "SELECT folders.name AS folder, entries.subdirectory, entries.name, entries.mirrored FROM entries "
+        "JOIN folders ON folders.id = entries.folder_id WHERE folders.mailbox_id = ? AND entries.octets = ?"
+    )
+    with suppress(OSError):
+        octets = os.lstat(directory / path).st_size
+        for row in run(connection, text, (folder.mailbox_id, octets)).fetchall():
+            place = root if row[0] == INBOX else root / directory_name(row[0])
+            other = place / relative_path(row[2], row[1], row[3])
+            with suppress(FileNotFoundError):
+                if filecmp.cmp(directory / path, other, shallow=False):
+                    return True
+    return False
 
 
 def _confirm(directory: Path, difference: _Difference) -> tuple[_Difference, bool]:

@@ -143,6 +143,19 @@ def test_what_a_failed_copy_left_is_removed(room: Mailroom) -> None:
     assert heal(room) == {"leftover_files_removed": 1}
 
 
+def test_what_a_failed_copy_left_is_removed_when_the_message_was_written_anew(room: Mailroom) -> None:
+    # A power cut took the first name of the file, not the copy's; recovery wrote the message again.
+    room.add(2)
+    archive = room.folders["Archive"].id
+    for uid, name in enumerate(room.files(), 1):
+        left = room.path("Archive") / "new" / copy_name(at=NOW, uid=uid, folder_id=archive)
+        left.write_bytes((room.path() / name).read_bytes())
+    (room.path("Archive") / "new" / copy_name(at=NOW, uid=3, folder_id=archive)).write_bytes(
+        b"Subject: z\r\n\r\n"
+    )
+    assert heal(room) == {"leftover_files_removed": 2, "messages_received": 1}
+
+
 def test_missing_directories_of_empty_folders_are_made(room: Mailroom) -> None:
     room.write(lambda c: mailboxes.create_folder(c, mailbox_id=MAILBOX, name="a/b", at=NOW))
     assert heal(room) == {"directories_made": 2}
