@@ -243,8 +243,7 @@ def test_a_harvester_that_leaves_is_not_waited_for():
             client.send(b"RCPT TO:<u@example.org>\r\n")
             await until(lambda: session._pause)
             client.close()
-            await until(lambda: session.task is None)
-            assert not rig.server._sessions
+            await until(lambda: session.task is None and not rig.server._sessions)
 
     uvloop.run(scenario())
 
