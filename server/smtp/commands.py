@@ -41,7 +41,8 @@ async def greet(session: Session) -> None:
     """Ask intake about the connection and send the greeting."""
     server = session.server
     try:
-        if session.door is doors.MX and server.strangers.counts(session.peer.address):
+        session.is_stranger = session.door is doors.MX and server.strangers.counts(session.peer.address)
+        if session.is_stranger:
             await _meet(session)
         if not lmtp.is_vouched(session):
             await server.intake.connected(session.peer, source=session.door.source)
@@ -55,7 +56,6 @@ async def greet(session: Session) -> None:
 async def _meet(session: Session) -> None:
     """Count a stranger's connection and see whether it waits for the greeting; raises Refusal."""
     strangers, address = session.server.strangers, session.peer.address
-    session.is_stranger = True
     strangers.connect(address)
     delay = strangers.greeting_delay(address)
     if not delay or session.server.is_crowded:

@@ -3,7 +3,7 @@
 Owns the counts, in memory and bounded, by address (an IPv6 /64) and by the network around
 it (/24, /48), over sliding windows; the delay before the greeting of whom nobody knows
 yet; and the delays of refusals for who asks for many recipients that do not exist. What
-is refused here costs no message: each refusal asks the client to come back.
+is refused here costs no message of a mail server: it is asked to come back, or was no mail server.
 RFC 5321 4.2.2 (421, 451), 4.3.1 (a client waits for the greeting), RFC 3463 (4.7.x).
 """
 
@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from server.refusal import Refusal
-from server.sockets import Networks, network_of
+from server.sockets import Networks, network_of, plain_address
 
 if TYPE_CHECKING:
     from server.clock import Clock
@@ -64,26 +64,26 @@ class Strangers:
 
     def counts(self, address: str) -> bool:
         """Whether a client is counted: not one of the house, nor one on a Unix socket."""
-        return bool(address) and not self._exempt.covers(address)
+        return bool(address) and not self._exempt.covers(plain_address(address))
 
     def connect(self, address: str) -> None:
         """Count a connection; raises Refusal 421 4.7.0 beyond a limit."""
         limits = self._limits
-        if self._is_over(address, UNKNOWN, limits.unknown_recipients_per_hour, 1):
+        if self._is_over(address, UNKNOWN, limits.unknown_recipients_per_hour):
             raise self._refuse("unknown_recipients", 421, "4.7.0", "Too many unknown recipients")
-        if self._is_over(address, CONNECTIONS, limits.connections_per_minute, 1):
+        if self._is_over(address, CONNECTIONS, limits.connections_per_minute):
             raise self._refuse("connections", 421, "4.7.0", "Too many connections, try again later")
         self._add(address, CONNECTIONS)
 
     def message(self, address: str) -> None:
         """Count a message that begins; raises Refusal 451 4.7.1 beyond a limit."""
-        if self._is_over(address, MESSAGES, self._limits.messages_per_hour, 1):
+        if self._is_over(address, MESSAGES, self._limits.messages_per_hour):
             raise self._refuse("messages", 451, "4.7.1", "Too many messages, try again later")
         self._add(address, MESSAGES)
 
     def recipient(self, address: str) -> None:
         """Count a recipient; raises Refusal 451 4.7.1 beyond a limit."""
-        if self._is_over(address, RECIPIENTS, self._limits.recipients_per_hour, 1):
+        if self._is_over(address, RECIPIENTS, self._limits.recipients_per_hour):
             raise self._refuse("recipients", 451, "4.7.1", "Too many recipients, try again later")
         self._add(address, RECIPIENTS)
 
@@ -119,12 +119,13 @@ class Strangers:
     def _note(self, reason: str) -> None:
         self.refused[reason] = self.refused.get(reason, 0) + 1
 
-    def _is_over(self, address: str, rate: int, limit: int, more: int) -> bool:
+    def _is_over(self, address: str, rate: int, limit: int) -> bool:
+        """Whether one more would be too many, of an address or of its network; limit: 0 for none."""
         if not limit:
             return False
         return (
-            self._rate(network_of(address), rate) + more > limit
-            or self._rate(_around(address), rate) + more > limit * self._limits.network_factor
+            self._rate(network_of(address), rate) + 1 > limit
+            or self._rate(_around(address), rate) + 1 > limit * self._limits.network_factor
         )
 
     def _add(self, address: str, rate: int) -> None:
@@ -168,5 +169,6 @@ class Strangers:
 @lru_cache(maxsize=1024)
 def _around(address: str) -> str:
     """Return the network around an address: a /24, or a /48 of IPv6."""
+    address = plain_address(address)
     bits = 48 if ":" in address else 24
     return str(ipaddress.ip_network((address, bits), strict=False))

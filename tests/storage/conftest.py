@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from storage.db import Database
+from storage.store import Store
 from tests.postgres import Cluster, run_cluster
+from tests.storage.samples import fill, opened
 
 DIALECTS = [
     pytest.param("sqlite", id="sqlite"),
@@ -87,3 +89,17 @@ def reopen(database_url: str) -> Iterator[Opener]:
     yield open_again
     for database in opened:
         database.close()
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Where a store's data goes; nothing is there yet."""
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def store(directory: Path, database_url: str) -> Iterator[Store]:
+    """A store with the organizations and inboxes of the samples."""
+    with opened(directory, database_url) as found:
+        fill(found.database)
+        yield found

@@ -39,11 +39,6 @@ def dialect(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
 class Journal:
     """A journal's directory as a crash would leave it: records written by hand."""
 

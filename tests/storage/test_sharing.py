@@ -46,11 +46,6 @@ def dialect() -> str:
 
 
 @pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
-@pytest.fixture
 def stores(directory: Path, database_url: str) -> Iterator[tuple[Store, Store]]:
     """Two, as two processes have them."""
     opened = [open_store(directory, database_url), open_store(directory, database_url)]

@@ -33,22 +33,6 @@ from tests.storage.samples import (
 )
 
 
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def store(directory: Path, database_url: str):
-    with opened(directory, database_url) as found:
-        fill(found.database)
-        yield found
-
-
-def journal_files(directory: Path) -> list[Path]:
-    return sorted(directory.glob("journal/*/*.journal"))
-
-
 def test_accepted_message_lies_in_new_and_in_the_database(store: Store, directory: Path) -> None:
     item = record()
     (placed,) = deliver(store, item)

@@ -41,11 +41,6 @@ from tests.storage.samples import (
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
 def render_or_fail(octets: bytes) -> Rendered:
     if b"unreadable" in octets:
         raise ValueError("unreadable")
