@@ -9,14 +9,13 @@ not there, and no deletion from one look.
 Maildir (new, cur, unique names), RFC 9051 2.3.1.
 """
 
-import filecmp
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sqlalchemy import Connection
 
@@ -40,6 +39,8 @@ from storage.records import Folder, Rendered
 from storage.selection import members, pack, run, select_uids
 
 BATCH_FILES = 64
+_SOURCES = 1000  # of the newest messages, one of which an undone copy may be of
+_PAGE_OCTETS = 4096
 BATCH_OCTETS = 16 << 20
 BATCH_ENTRIES = 1000
 _FETCH = 2000
@@ -227,21 +228,33 @@ def _is_spare(path: Path) -> bool:
 
 
 def _lies_elsewhere(connection: Connection, folder: Folder, directory: Path, path: str) -> bool:
-    """Return whether a message of the inbox has the same octets: its own file may have been written anew."""
+    """Return whether a file holds nothing but what one of the inbox's newest messages has.
+
+    After a power cut that message's own file may be one that was written anew, and pages of this one zeros.
+    """
     root = directory if folder.name == INBOX else directory.parent
     text = (
         "SELECT folders.name AS folder, entries.subdirectory, entries.name, entries.mirrored FROM entries "
-        "JOIN folders ON folders.id = entries.folder_id WHERE folders.mailbox_id = ? AND entries.octets = ?"
+        "JOIN folders ON folders.id = entries.folder_id WHERE folders.mailbox_id = ? AND entries.octets >= ? "
+        "ORDER BY entries.message_id DESC LIMIT ?"
     )
-    with suppress(OSError):
-        octets = os.lstat(directory / path).st_size
-        for row in run(connection, text, (folder.mailbox_id, octets)).fetchall():
+    with suppress(OSError), open(directory / path, "rb") as file:
+        octets = os.fstat(file.fileno()).st_size
+        for row in run(connection, text, (folder.mailbox_id, octets, _SOURCES)).fetchall():
             place = root if row[0] == INBOX else root / directory_name(row[0])
-            other = place / relative_path(row[2], row[1], row[3])
-            with suppress(FileNotFoundError):
-                if filecmp.cmp(directory / path, other, shallow=False):
+            with suppress(OSError), open(place / relative_path(row[2], row[1], row[3]), "rb") as other:
+                file.seek(0)
+                if _is_remnant(file, other):
                     return True
     return False
+
+
+def _is_remnant(file: BinaryIO, whole: BinaryIO) -> bool:
+    """Return whether each page of a file is that of another, or zeros."""
+    while page := file.read(_PAGE_OCTETS):
+        if whole.read(_PAGE_OCTETS)[: len(page)] != page and page.strip(b"\0"):
+            return False
+    return True
 
 
 def _confirm(directory: Path, difference: _Difference) -> tuple[_Difference, bool]:

@@ -143,16 +143,27 @@ def test_what_a_failed_copy_left_is_removed(room: Mailroom) -> None:
     assert heal(room) == {"leftover_files_removed": 1}
 
 
-def test_what_a_failed_copy_left_is_removed_when_the_message_was_written_anew(room: Mailroom) -> None:
+@pytest.mark.parametrize(
+    "left",
+    [
+        lambda whole: whole,
+        lambda whole: bytes(len(whole)),
+        lambda whole: whole[:4096] + bytes(len(whole) - 4096),
+        lambda whole: bytes(4096) + whole[4096:],
+        lambda whole: whole[:100],
+    ],
+    ids=["whole", "zeros", "first-page", "other-pages", "beginning"],
+)
+def test_what_a_failed_copy_left_is_removed_when_the_message_was_written_anew(room: Mailroom, left) -> None:
     # A power cut took the first name of the file, not the copy's; recovery wrote the message again.
-    room.add(2)
+    for number in (1, 2):
+        room.add(1, content=b"Subject: %d\r\n\r\n" % number + b"line %d\r\n" % number * 2000)
     archive = room.folders["Archive"].id
     for uid, name in enumerate(room.files(), 1):
-        left = room.path("Archive") / "new" / copy_name(at=NOW, uid=uid, folder_id=archive)
-        left.write_bytes((room.path() / name).read_bytes())
-    (room.path("Archive") / "new" / copy_name(at=NOW, uid=3, folder_id=archive)).write_bytes(
-        b"Subject: z\r\n\r\n"
-    )
+        copied = room.path("Archive") / "new" / copy_name(at=NOW, uid=uid, folder_id=archive)
+        copied.write_bytes(left((room.path() / name).read_bytes()))
+    other = room.path("Archive") / "new" / copy_name(at=NOW, uid=3, folder_id=archive)
+    other.write_bytes(b"Subject: z\r\n\r\n")
     assert heal(room) == {"leftover_files_removed": 2, "messages_received": 1}
 
 
