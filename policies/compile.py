@@ -19,7 +19,7 @@ from typing import Any
 from policies import library, plain
 from policies.check import check
 from policies.expression import Expression, ExpressionError, canonical, parse
-from policies.facts import DEFAULT_LIMITS, FACTS, SCANNERS, SERVICES, STAGES, Kind
+from policies.facts import DEFAULT_LIMITS, FACTS, SCANNERS, SERVICES, STAGES, USUAL, Kind
 from policies.lines import Positions, positions
 from policies.listing import read_list
 from policies.rules import (
@@ -96,6 +96,7 @@ _REFUSALS = {
     Action.PAUSE: (550, "5.7.1", "Sending is paused, ask the operator of this server"),
 }
 _REFUSING = set(_REFUSALS)
+_NOTHING: frozenset[object] = frozenset()
 _TARGETED = {Action.REDIRECT, Action.COPY, Action.FORWARD}
 _ONLY: Mapping[str, set[Action]] = {
     "code": _REFUSING,
@@ -323,11 +324,11 @@ class _Reading:
     def _made(self, tree: Expression, *, action: Action, **values: Any) -> Rule | None:
         tree = plain.derive(tree, self.file.derivations)
         text = canonical(tree)
-        tests, rest = plain.cut(tree)
+        parts = plain.cut(tree)
         try:
             # The whole is compiled too, so that what the library dislikes is said here and not later.
             library.program(text)
-            program = None if rest is None else library.program(canonical(rest))
+            program = None if parts.rest is None else library.program(canonical(parts.rest))
         except ValueError as error:
             self.fault("when", f"the condition cannot be compiled: {str(error).partition(chr(10))[0]}")
             return None
@@ -336,10 +337,11 @@ class _Reading:
             canonical=text,
             action=action,
             place=f"{self.file.path}:{self.line('name')}",
-            tests=tests,
+            tests=parts.tests,
+            choices=parts.choices,
             program=program,
             facts=plain.names(tree),
-            program_facts=plain.names(rest),
+            program_facts=plain.names(parts.rest),
             description=self.table.get("description", ""),
             # What is refused for reputation is still asked about: another reason would outweigh it.
             stop=(action in FINAL_ACTIONS and not values["reason"]) or self.table.get("stop", False),
@@ -560,17 +562,21 @@ def _index(rules: Sequence[Rule], stage: str, ahead: frozenset[str]) -> StageInd
     always: list[int] = []
     by_fact: dict[str, dict[object, tuple[int, ...]]] = {}
     for position, rule in enumerate(chosen):
-        # The fact with the most values among the rules parts them best.
         lookups = _lookups(rule)
         if not lookups:
             always.append(position)
             continue
-        test = max(lookups, key=lambda test: (len(spread[test.fact]), test.fact))
+        # What most mail does not have parts best; then the fact with the most values among the rules.
+        test = max(lookups, key=lambda test: (not _is_usual(test), len(spread[test.fact]), test.fact))
         table = by_fact.setdefault(test.fact, {})
         for value in test.values:
             table[value] = (*table.get(value, ()), position)
     wanted = frozenset(name for rule in chosen for name in rule.facts if name in ahead)
     return StageIndex(chosen, tuple(always), by_fact, wanted)
+
+
+def _is_usual(test: PlainTest) -> bool:
+    return not USUAL.get(test.fact, _NOTHING).isdisjoint(test.values)
 
 
 def _lookups(rule: Rule) -> list[PlainTest]:

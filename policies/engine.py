@@ -233,13 +233,20 @@ class Judging:
 
     def holds(self, rule: Rule) -> bool:
         """Return whether a rule's condition holds; raises Unjudged."""
+        facts = self._facts
         missing: Unjudged | None = None
         for test in rule.tests:
             try:
-                if not passes(test, self._facts):
+                if not passes(test, facts):
                     return False
             except Unjudged as error:
                 missing = error  # what another test rules out needs no answer
+        for choice in rule.choices:
+            try:
+                if not one_passes(choice, facts):
+                    return False
+            except Unjudged as error:
+                missing = error
         if missing is not None:
             raise missing
         if rule.program is None:
@@ -381,3 +388,17 @@ def passes(test: PlainTest, facts: Known) -> bool:
         return value not in test.values
     (wanted,) = test.values
     return (wanted in value) is (kind is _HAS)
+
+
+def one_passes(choice: tuple[PlainTest, ...], facts: Known) -> bool:
+    """Return whether a test of several holds; raises Unjudged where none does and one has no answer."""
+    missing: Unjudged | None = None
+    for test in choice:
+        try:
+            if passes(test, facts):
+                return True
+        except Unjudged as error:
+            missing = error  # as CEL's ||: another test may hold without an answer to this one
+    if missing is not None:
+        raise missing
+    return False

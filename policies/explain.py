@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
-from policies.engine import NOWHERE, Judging, Known, Surroundings, Unjudged, passes
-from policies.rules import Rule, RuleSet, Ruling, Step
+from policies.engine import NOWHERE, Judging, Known, Surroundings, Unjudged, one_passes, passes
+from policies.rules import PlainTest, Rule, RuleSet, Ruling, Step
 
 
 def explain(ruling: Ruling) -> list[str]:
@@ -77,15 +77,21 @@ def why(rule: Rule, known: Known) -> dict[str, object]:
 
 
 def _failing(rule: Rule, known: Known) -> Iterator[str]:
-    """Yield in words each plain test of a rule that fails."""
+    """Yield in words each plain test of a rule that fails, and each choice of which all do."""
     for test in rule.tests:
         if not passes(test, known):
-            derived = known.rules.derived.get(test.fact)
-            if derived is None:
-                yield f"{test.fact} is {json.dumps(known[test.fact], ensure_ascii=False)}"
-            else:
-                words = f'{derived.fact}.{derived.function.value}("{derived.argument}")'
-                yield f"{words} is {json.dumps(known[test.fact])}"
+            yield _words(test, known)
+    for choice in rule.choices:
+        if not one_passes(choice, known):
+            yield " and ".join(dict.fromkeys(_words(test, known) for test in choice))
+
+
+def _words(test: PlainTest, known: Known) -> str:
+    derived = known.rules.derived.get(test.fact)
+    if derived is None:
+        return f"{test.fact} is {json.dumps(known[test.fact], ensure_ascii=False)}"
+    words = f'{derived.fact}.{derived.function.value}("{derived.argument}")'
+    return f"{words} is {json.dumps(known[test.fact])}"
 
 
 def _outcome(ruling: Ruling) -> str:

@@ -455,6 +455,19 @@ SCANNER_FACTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 
 FACTS: Mapping[str, Fact] = MappingProxyType({fact.name: fact for fact in _TABLE})
+# What most mail has, where it matters: a test for it parts rules badly.
+USUAL: Mapping[str, frozenset[object]] = MappingProxyType(
+    {
+        "source": frozenset({"mx"}),
+        "header_from_fields": frozenset({1}),
+        "header_from_count": frozenset({1}),
+        "recipient_count": frozenset({1}),
+        "spf": frozenset({"pass", "none"}),
+        "dkim_result": frozenset({"pass", "none"}),
+        "dmarc": frozenset({"pass", "none"}),
+        **{fact.name: frozenset({fact.name == "header_from_readable"}) for fact in _TABLE if fact.kind is _B},
+    }
+)
 
 
 def facts_at(stage: str) -> tuple[Fact, ...]:

@@ -1,14 +1,14 @@
 """The part of a condition that a dictionary can answer, taken out of its tree.
 
 Owns the cut of a condition into plain tests (a fact equals a literal, is in a list
-of literals, is true; a list has a literal) and the rest, which CEL executes. The
-condition is the conjunction of both.
+of literals, is true; a list has a literal), choices between such tests, and the rest,
+which CEL executes. The condition is the conjunction of all three.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import reduce
 
 from policies.expression import Binary, Call, Expression, ListOf, Literal, Name, Unary
@@ -63,19 +63,31 @@ def derive(tree: Expression, derivations: Derivations) -> Expression:
             return tree
 
 
-def cut(tree: Expression) -> tuple[tuple[PlainTest, ...], Expression | None]:
-    """Return the plain tests of a checked condition and the rest, None where nothing is left."""
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A condition in parts, of which all have to hold; rest: None where nothing is left for CEL."""
+
+    tests: tuple[PlainTest, ...]
+    choices: tuple[tuple[PlainTest, ...], ...]
+    rest: Expression | None
+
+
+def cut(tree: Expression) -> Cut:
+    """Return the parts of a checked condition."""
     tests: list[PlainTest] = []
+    choices: list[tuple[PlainTest, ...]] = []
     rest: list[Expression] = []
-    for term in _terms(tree):
-        test = _plain(term)
-        if test is None:
+    for term in _terms(tree, "&&"):
+        found = [_plain(one) for one in _terms(term, "||")]
+        choice = tuple(one for one in found if one is not None)
+        if len(choice) < len(found):
             rest.append(term)
+        elif len(choice) == 1:
+            tests += choice
         else:
-            tests.append(test)
-    if not rest:
-        return tuple(tests), None
-    return tuple(tests), reduce(lambda left, right: Binary("&&", left, right, right.at), rest)
+            choices.append(choice)
+    whole = reduce(lambda left, right: Binary("&&", left, right, right.at), rest) if rest else None
+    return Cut(tuple(tests), tuple(choices), whole)
 
 
 def names(tree: Expression | None) -> tuple[str, ...]:
@@ -98,9 +110,9 @@ def names(tree: Expression | None) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _terms(tree: Expression) -> list[Expression]:
-    if isinstance(tree, Binary) and tree.operator == "&&":
-        return [*_terms(tree.left), *_terms(tree.right)]
+def _terms(tree: Expression, operator: str) -> list[Expression]:
+    if isinstance(tree, Binary) and tree.operator == operator:
+        return [*_terms(tree.left, operator), *_terms(tree.right, operator)]
     return [tree]
 
 

@@ -211,7 +211,7 @@ class ListDeclaration:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule. Its condition holds when all plain tests do and the program, if any, says true.
+    """One rule. Its condition holds when all plain tests do, one of each choice, and the program, if any.
 
     when: the condition as written; canonical: the same, fully in parentheses, as CEL gets it.
     facts: names that the condition asks for; program_facts: those that the program does.
@@ -225,6 +225,7 @@ class Rule:
     action: Action
     place: str
     tests: tuple[PlainTest, ...]
+    choices: tuple[tuple[PlainTest, ...], ...]
     program: Program | None
     facts: tuple[str, ...]
     program_facts: tuple[str, ...]

@@ -71,7 +71,10 @@ class Letter:
         # By hand: in Python 3.11 cached_property takes a lock each time it computes.
         if self._authors is None:
             values = self._header.all(b"from")
-            self._authors = len(values), tuple(chain.from_iterable(map(_authors, values)))
+            if len(values) == 1:
+                self._authors = 1, _authors(values[0])
+            else:
+                self._authors = len(values), tuple(chain.from_iterable(map(_authors, values)))
         return self._authors
 
     @property
@@ -171,9 +174,12 @@ def _address(entry: HeaderAddress) -> str | None:
         return None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Case:
-    """What is known at a stage; fields that come later than the stage stay as they are here."""
+    """What is known at a stage; fields that come later than the stage stay as they are here.
+
+    Changed by nobody, and yet not frozen: that would cost a message two microseconds.
+    """
 
     peer: Peer
     identity: Identity | None = None
@@ -223,7 +229,7 @@ class Facts(dict[str, object]):
         if found is None:
             if name not in VERIFIED:
                 raise KeyError(name)  # what only a look ahead can tell, and did not
-            verdicts = of_verdicts(self.case.verdicts)
+            verdicts = of_verdicts(self.case.verdicts) if self.case.verdicts else _UNVERIFIED
             self.update(verdicts)
             return verdicts[name]
         value = self[name] = found(self.case)
@@ -384,4 +390,5 @@ def _domain(address: str) -> str:
         return ""
 
 
-VERIFIED = frozenset(of_verdicts(()))
+_UNVERIFIED = of_verdicts(())
+VERIFIED = frozenset(_UNVERIFIED)

@@ -169,7 +169,9 @@ class Intake(Door):
         """
         letter = await self._editing.read(arrival.content)
         if self._client_facts is not None and is_checked(arrival):
-            arrival = replace(arrival, peer=await self._client_facts.introduced(arrival.peer))
+            peer = await self._client_facts.introduced(arrival.peer)
+            if peer is not arrival.peer:
+                arrival = replace(arrival, peer=peer)
         if self._scanning is None:
             return await self._judge_read(arrival, letter, files, None)
         scans = await begin_scans(self._scanning, self._rulebook, arrival, letter)
@@ -326,7 +328,9 @@ class Intake(Door):
         )
         if decision is not UNRULED:
             events += await self._steering.steer(arrival, group, decision, message_id=message_id, now=now)
-        ruled = b"".join(header.fold(name, header.encode(value)) for name, value in decision.headers)
+        ruled = b""
+        if decision.headers:
+            ruled = b"".join(header.fold(name, header.encode(value)) for name, value in decision.headers)
         signature = await self._sign(arrival, group, judgement.letter, ruled, now)
         fields = signature + trace_fields(
             arrival,

@@ -8,18 +8,23 @@ letters, so that an id can go into file names and URLs as it is.
 import os
 import time
 from collections import deque
+from functools import lru_cache
 from hashlib import blake2b
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-# Ten bits at a time: thirteen look-ups make an id, where 26 would.
+# Ten bits at a time: five look-ups write a time, where ten would.
 _PAIRS = tuple(high + low for high in _ALPHABET for low in _ALPHABET)
-_SHIFTS = tuple(range(120, -1, -10))
-_RANDOM_OCTETS = 10
+_TIME_SHIFTS = tuple(range(40, -1, -10))
+_TAIL_SHIFTS = tuple(range(70, -1, -10))
+_TAIL_CHARACTERS = 16  # five bits each
+_TAIL_OCTETS = 10
 _REFILL = 512
+# An octet's low five bits as a character: of random octets, random characters.
+_CHARACTERS = bytes(ord(_ALPHABET[octet & 31]) for octet in range(256))
 
 # Each call of the system's generator gives up the interpreter's lock, and a busy daemon waits to get
-# it back: random octets are fetched for many ids at once. A deque's ends are safe between threads.
-_pool: deque[bytes] = deque()
+# it back: random ends are made for many ids at once. A deque's ends are safe between threads.
+_pool: deque[str] = deque()
 
 
 def _forget_pool() -> None:
@@ -30,12 +35,12 @@ def _forget_pool() -> None:
 os.register_at_fork(after_in_child=_forget_pool)
 
 
-def _random() -> bytes:
+def _random_tail() -> str:
     try:
         return _pool.pop()
     except IndexError:
-        octets = os.urandom(_RANDOM_OCTETS * _REFILL)
-        parts = [octets[at : at + _RANDOM_OCTETS] for at in range(0, len(octets), _RANDOM_OCTETS)]
+        text = os.urandom(_TAIL_CHARACTERS * _REFILL).translate(_CHARACTERS).decode("ascii")
+        parts = [text[at : at + _TAIL_CHARACTERS] for at in range(0, len(text), _TAIL_CHARACTERS)]
         _pool.extend(parts[1:])
         return parts[0]
 
@@ -49,14 +54,17 @@ def new(prefix: str) -> str:
     """Return a fresh id such as `msg_01jd…`; ids of different milliseconds sort by age."""
     if not (prefix.isascii() and prefix.isalpha() and prefix.islower()):
         raise ValueError(f"not an id prefix: {prefix!r}")
-    return _written(prefix, time.time_ns() // 1_000_000, _random())
+    return f"{prefix}_{_time(time.time_ns() // 1_000_000)}{_random_tail()}"
 
 
 def derived(prefix: str, key: bytes, *, at: int) -> str:
     """Return the id that follows from a key, always the same; at: the microseconds it sorts by."""
-    return _written(prefix, at // 1000, blake2b(key, digest_size=_RANDOM_OCTETS).digest())
+    number = int.from_bytes(blake2b(key, digest_size=_TAIL_OCTETS).digest(), "big")
+    tail = "".join([_PAIRS[number >> shift & 1023] for shift in _TAIL_SHIFTS])
+    return f"{prefix}_{_time(at // 1000)}{tail}"
 
 
-def _written(prefix: str, milliseconds: int, octets: bytes) -> str:
-    number = (milliseconds & (1 << 48) - 1) << 80 | int.from_bytes(octets, "big")
-    return prefix + "_" + "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])
+@lru_cache(maxsize=16)  # a busy daemon makes several ids in a millisecond
+def _time(milliseconds: int) -> str:
+    number = milliseconds & (1 << 48) - 1
+    return "".join([_PAIRS[number >> shift & 1023] for shift in _TIME_SHIFTS])

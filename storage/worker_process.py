@@ -14,8 +14,9 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import astuple
+from dataclasses import fields
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,17 @@ from storage import codec, engine, mishaps
 from storage.codec import Encoded
 from storage.maildir import Maildir
 from storage.placing import Location, Placing, Work
-from storage.records import Spooled
+from storage.records import Placed, Spooled
 from storage.rendition import Render, content_digest, prepare, render_safely
 from storage.rows import Batch, Statements
 from storage.spool import Spool
-from storage.transactions import Transactions
+from storage.transactions import Notice, Transactions
 from storage.worker import receive, send
 
 _PR_SET_PDEATHSIG = 1
+# dataclasses.astuple copies what lies in the fields too, and takes five times as long.
+_PLACED = attrgetter(*[field.name for field in fields(Placed)])
+_NOTICE = attrgetter(*[field.name for field in fields(Notice)])
 
 # Where a record lies: segment, offset, sequence, octets of its four texts, its targets' locations.
 Request = tuple[str, int, int, tuple[int, int, int, int], list[Any]]
@@ -102,7 +106,7 @@ class Servant:
         placed, error = outcomes[0]
         if error is not None:
             raise error
-        return [[astuple(place) for place in places] for places in placed], [astuple(n) for n in notices]
+        return [[_PLACED(place) for place in places] for places in placed], [_NOTICE(n) for n in notices]
 
     def _place(
         self, path: str, offset: int, sequence: int, texts: tuple[int, int, int, int], locations: list[Any]

@@ -13,8 +13,8 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
 from server.imap import utf7
-from server.mail.address_list import HeaderAddress
-from server.mail.content import Content
+from server.mail.address_list import KNOWN_OCTETS, HeaderAddress
+from server.mail.content import UNSAID, Content
 from server.mail.envelope import Envelope
 from server.mail.parameter import Parameters
 from server.mail.structure import Part
@@ -135,6 +135,19 @@ def addresses(listed: Sequence[HeaderAddress]) -> bytes:
     """Return a list of addresses, NIL for none."""
     if not listed:
         return b"NIL"
+    return _single(listed[0]) if len(listed) == 1 and _is_short(listed[0]) else _list(listed)
+
+
+def _is_short(one: HeaderAddress) -> bool:
+    return len(one.address) + len(one.display or b"") <= KNOWN_OCTETS and one.route is None
+
+
+@lru_cache(maxsize=1024)
+def _single(one: HeaderAddress) -> bytes:
+    return _list((one,))
+
+
+def _list(listed: Sequence[HeaderAddress]) -> bytes:
     return b"(%b)" % b"".join(
         [
             b"(%b %b %b %b)" % (nstring(a.display), nstring(a.route), nstring(a.local), nstring(a.domain))
@@ -160,16 +173,8 @@ def body(part: Part, embedded_envelope: EnvelopeOf) -> tuple[bytes, bytes]:
             _placement(content),
         )
         return basic, extended
-    common = b"%b %b %b %b %b %b %d" % (
-        string(content.media.type),
-        string(content.media.subtype),
-        parameters(content.media.parameters),
-        nstring(content.id),
-        nstring(content.description),
-        string(content.encoding),
-        part.octets,
-    )
-    more = nstring(content.md5) + _placement(content)
+    said, more = _PLAIN if content is UNSAID else _said(content)
+    common = b"%b %d" % (said, part.octets)
     if part.is_message:
         embedded = part.parts[0]
         short, long = body(embedded, embedded_envelope)
@@ -181,6 +186,19 @@ def body(part: Part, embedded_envelope: EnvelopeOf) -> tuple[bytes, bytes]:
     if part.is_text:
         common = b"%b %d" % (common, part.lines)
     return b"(%b)" % common, b"(%b %b)" % (common, more)
+
+
+def _said(content: Content) -> tuple[bytes, bytes]:
+    """Return what stands before a body's octets, and what behind its lines."""
+    said = b"%b %b %b %b %b %b" % (
+        string(content.media.type),
+        string(content.media.subtype),
+        parameters(content.media.parameters),
+        nstring(content.id),
+        nstring(content.description),
+        string(content.encoding),
+    )
+    return said, nstring(content.md5) + _placement(content)
 
 
 def parameters(pairs: Parameters) -> bytes:
@@ -201,3 +219,6 @@ def _placement(content: Content) -> bytes:
     elif content.language:
         languages = b"(%b)" % b" ".join(string(tag) for tag in content.language)
     return b" %b %b %b" % (disposition, languages, nstring(content.location))
+
+
+_PLAIN = _said(UNSAID)

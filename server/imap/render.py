@@ -24,7 +24,9 @@ REFERENCES_OCTETS = 16_384
 def render(content: Octets) -> Rendered:
     """Return what is kept of a message; content has no trace fields of ours in front."""
     root = scan(content)
-    found = Header(content[root.header_start : min(root.body_start, root.header_start + MAX_HEADER_OCTETS)])
+    found = Header.of(
+        content[root.header_start : min(root.body_start, root.header_start + MAX_HEADER_OCTETS)]
+    )
     facts = read_envelope(found)
     body, bodystructure = wire.body(root, lambda part: _embedded_envelope(content, part))
     sent = parse_date(facts.date) if facts.date else None

@@ -10,12 +10,14 @@ RFC 5322 3.4 and 4.4, RFC 9051 7.5.2 (group markers).
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from server.mail.lexis import read_comment, read_quoted
 
 MAX_LIST_OCTETS = 131_072
 MAX_ADDRESSES = 4_096
 MAX_TOKENS = 32_768
+KNOWN_OCTETS = 256  # of a value that is remembered
 
 # One mailbox without anything unusual, with the comma behind it: most there are.
 _SINGLE = re.compile(
@@ -60,6 +62,16 @@ def parse_address_list(value: bytes) -> list[HeaderAddress]:
     """The addresses of an unfolded field value, in order, with group marks; never raises."""
     value = value[:MAX_LIST_OCTETS].strip(_BLANK)
     return _Reader(value).read()
+
+
+def read_addresses(value: bytes) -> tuple[HeaderAddress, ...]:
+    """The same, not read again where it was lately: few write often, and to few."""
+    return _lately_read(value) if len(value) <= KNOWN_OCTETS else tuple(parse_address_list(value))
+
+
+@lru_cache(maxsize=1024)
+def _lately_read(value: bytes) -> tuple[HeaderAddress, ...]:
+    return tuple(parse_address_list(value))
 
 
 def _plain_address(match: re.Match[bytes]) -> HeaderAddress | None:

@@ -8,6 +8,7 @@ RFC 2045 5 and 6, RFC 2183, RFC 1864, RFC 3282, RFC 2557, RFC 2046 5.1.5.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from server.mail.header import Header
 from server.mail.parameter import Parameters, parameter, parameter_text, parse_parameters
@@ -15,6 +16,7 @@ from server.mail.parameter import Parameters, parameter, parameter_text, parse_p
 MAX_HEADER_OCTETS = 262_144  # of one part's header, as far as Content- fields are looked for
 MAX_BOUNDARY_OCTETS = 255  # RFC 2046 5.1.1 says 70; senders say more
 MAX_LANGUAGES = 50
+KIND_OCTETS = 127  # of a type that is remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class Media:
     @property
     def kind(self) -> str:
         """`type/subtype` in lower case."""
-        return f"{self.type.decode('latin-1')}/{self.subtype.decode('latin-1')}".lower()
+        return _kind(self.type, self.subtype)
 
     @property
     def is_multipart(self) -> bool:
@@ -80,19 +82,30 @@ class Content:
         return named if named is not None else parameter_text(self.media.parameters, b"name")
 
 
+def _kind(type_: bytes, subtype: bytes) -> str:
+    return (
+        _known_kind(type_, subtype) if len(type_) + len(subtype) <= KIND_OCTETS else _written(type_, subtype)
+    )
+
+
+def _written(type_: bytes, subtype: bytes) -> str:
+    return f"{type_.decode('latin-1')}/{subtype.decode('latin-1')}".lower()
+
+
+_known_kind = lru_cache(maxsize=256)(_written)
 PLAIN_TEXT = Media(b"text", b"plain", ((b"charset", b"us-ascii"),))  # RFC 2045 5.2
 EMBEDDED = Media(b"message", b"rfc822")  # RFC 2046 5.1.5: what a digest holds
 OPAQUE = Media(b"application", b"octet-stream")
 
-_UNSAID = Content(PLAIN_TEXT)
+UNSAID = Content(PLAIN_TEXT)
 _UNSAID_IN_DIGEST = Content(EMBEDDED)
 
 
 def read_content(header: bytes, *, default: Media = PLAIN_TEXT) -> Content:
     """The facts in a part's header; default: the type of parts that do not say theirs."""
-    found = Header(header[:MAX_HEADER_OCTETS]).group(b"content-")
+    found = Header.of(header[:MAX_HEADER_OCTETS]).group(b"content-")
     if not found:
-        return _UNSAID if default is PLAIN_TEXT else _UNSAID_IN_DIGEST
+        return UNSAID if default is PLAIN_TEXT else _UNSAID_IN_DIGEST
     disposition = found.get(b"content-disposition")
     encoding = found.get(b"content-transfer-encoding")
     return Content(

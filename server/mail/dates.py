@@ -33,7 +33,11 @@ _PLAIN = re.compile(
 
 def parse_date(value: bytes) -> tuple[int, int] | None:
     """Microseconds of UTC and the zone's offset in minutes; None for what is no date."""
-    value = value[:MAX_DATE_OCTETS].strip()
+    return _parse(value[:MAX_DATE_OCTETS].strip())
+
+
+@lru_cache(maxsize=64)  # a busy second brings many messages of one date
+def _parse(value: bytes) -> tuple[int, int] | None:
     plain = _PLAIN.fullmatch(value)
     if plain is None:
         return _parse_uncommon(value)

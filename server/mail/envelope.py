@@ -9,7 +9,7 @@ RFC 9051 7.5.2, RFC 5322 3.6.
 
 from dataclasses import dataclass
 
-from server.mail.address_list import MAX_ADDRESSES, HeaderAddress, parse_address_list
+from server.mail.address_list import MAX_ADDRESSES, HeaderAddress, parse_address_list, read_addresses
 from server.mail.header import Header
 
 MAX_HEADER_OCTETS = 1_048_576
@@ -53,7 +53,9 @@ def read_envelope(header: bytes | Header) -> Envelope:
 
 def _addresses(header: Header, name: bytes) -> tuple[HeaderAddress, ...]:
     values = header.all(name)[:MAX_REPEATED_FIELDS]
+    if not values:
+        return ()
     if len(values) == 1:
-        return tuple(parse_address_list(values[0]))
+        return read_addresses(values[0])
     # Joined, so that the limits of one list hold for all of them.
-    return tuple(parse_address_list(b", ".join(values))[:MAX_ADDRESSES]) if values else ()
+    return tuple(parse_address_list(b", ".join(values))[:MAX_ADDRESSES])

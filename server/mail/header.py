@@ -10,6 +10,7 @@ RFC 5322 2.2 and 2.1.1 (folding at 78, limit of 998), RFC 2047, RFC 2231 5.
 import re
 from binascii import Error as BinasciiError
 from binascii import a2b_base64, b2a_base64
+from functools import lru_cache
 from typing import NamedTuple
 
 from server.mail.charset import decode_text
@@ -97,6 +98,11 @@ class Header:
             index.setdefault(name.lower(), []).append(value)
         self._index = index
 
+    @staticmethod
+    def of(octets: bytes) -> "Header":
+        """The header of these octets, split once where two readers of one message ask in turn."""
+        return _lately_split(octets) if len(octets) <= _INDEXED_OCTETS else Header(octets)
+
     def group(self, prefix: bytes) -> dict[bytes, bytes]:
         """The first value of each field whose lower-case name begins with the prefix, by that name."""
         if self._index is not None:
@@ -158,6 +164,11 @@ class Header:
         while end >= 0 and octets[end + 1 : end + 2] in _WHITE:
             end = octets.find(b"\n", end + 1)
         return end if end >= 0 else len(octets)
+
+
+@lru_cache(maxsize=2)
+def _lately_split(octets: bytes) -> Header:
+    return Header(octets)
 
 
 def unfold(value: bytes) -> bytes:

@@ -88,9 +88,11 @@ class Part:
 
 def scan(message: Octets) -> Part:
     """The structure of a message; all octets have one, so nothing is ever refused."""
-    root = _Scanner(message).run()
-    lines = _count_lines(message, root)
-    return _freeze(root, lines)
+    scanner = _Scanner(message)
+    root = scanner.run()
+    if not root.parts and _has_lines(root.content.media) and not root.content.media.is_message:
+        return _single(message, root)
+    return _freeze(root, _count_lines(message, root))
 
 
 @dataclass(slots=True)
@@ -279,6 +281,12 @@ def _media_of(entity: _Entity) -> Media:
     return PLAIN_TEXT if media.is_multipart else OPAQUE
 
 
+def _single(message: Octets, text: _Entity) -> Part:
+    """The part of a message that is one text, as most are."""
+    lines = _count(message, _line_end(message, text), text.body_start, text.body_end)
+    return Part(text.header_start, text.body_start, text.body_end, lines, text.content)
+
+
 def _freeze(entity: _Entity, lines: dict[int, int]) -> Part:
     media = _media_of(entity)
     content = entity.content if media is entity.content.media else replace(entity.content, media=media)
@@ -299,9 +307,7 @@ def _has_lines(media: Media) -> bool:
 
 def _count_lines(message: Octets, root: _Entity) -> dict[int, int]:
     """Line ends in front of every place where a counted body begins or ends, in one pass."""
-    # The pair is found three times faster than its second half, and intake takes nothing but pairs:
-    # only a file that another program delivered has none.
-    mark = b"\r\n" if message.find(b"\r\n", root.header_start) >= 0 else b"\n"
+    mark = _line_end(message, root)
     if not root.parts:
         # Where the body is empty both ends are one place, in front of which nothing was counted.
         return {root.body_end: _count(message, mark, root.body_start, root.body_end), root.body_start: 0}
@@ -319,6 +325,12 @@ def _count_lines(message: Octets, root: _Entity) -> dict[int, int]:
         counts[place] = total
         position = place
     return counts
+
+
+def _line_end(message: Octets, root: _Entity) -> bytes:
+    # The pair is found three times faster than its second half, and intake takes nothing but pairs:
+    # only a file that another program delivered has none.
+    return b"\r\n" if message.find(b"\r\n", root.header_start) >= 0 else b"\n"
 
 
 def _count(message: Octets, mark: bytes, start: int, end: int) -> int:

@@ -8,6 +8,7 @@ RFC 5321 4.4 and 6.3, RFC 3848 and RFC 6531 4.3 ('with' keywords), RFC 8314 4.3 
 """
 
 import re
+from functools import lru_cache
 
 from server.mail.dates import format_date
 from server.mail.header import FOLD_COLUMN
@@ -50,9 +51,8 @@ def received(
     host: our own name. protocol: the 'with' keyword. id: the message's. at:
     microseconds. recipient: the only one, or None, so that no recipient learns of another.
     """
-    who = f"from {_domain(peer.helo)} ({_tcp_information(peer)})"
-    how = f"by {_word(host)} with {_word(protocol)} id {_word(id)}"
-    clauses = [who, f"({_tls(peer)})", how] if peer.tls_version else [who, how]
+    clauses = [*_session(peer, host, protocol)]
+    clauses[-1] += f" id {_word(id)}"
     if recipient is not None:
         clauses.append(f"for <{_path(recipient)}>")
     if peer.tls_cipher and (suite := _suite(peer.tls_cipher)):
@@ -60,6 +60,13 @@ def received(
     clauses[-1] += ";"
     clauses.append(format_date(at))
     return _fold("Received:", clauses)
+
+
+@lru_cache(maxsize=256)  # one session brings many messages
+def _session(peer: Peer, host: str, protocol: str) -> tuple[str, ...]:
+    who = f"from {_domain(peer.helo)} ({_tcp_information(peer)})"
+    how = f"by {_word(host)} with {_word(protocol)}"
+    return (who, f"({_tls(peer)})", how) if peer.tls_version else (who, how)
 
 
 def return_path(reverse_path: str | None) -> bytes:

@@ -105,6 +105,23 @@ def test_a_fact_of_another_type_is_an_error_and_no_traceback(odd):
     assert "spf is of another type" in found.trace[0].effect
 
 
+def test_a_choice_needs_no_absent_fact_where_another_test_of_it_holds():
+    rules = compile_rules([("a", rule("spf == 'fail' || tls", keyword="K"))])
+    assert rules.rules[0].program is None
+    given_facts = facts("message", tls=True)
+    del given_facts["spf"]
+    assert judge(rules, "message", given_facts).tags == ("K",)
+    ruling = judge(rules, "message", {**given_facts, "tls": False})
+    assert ruling.tags == ()
+    assert "spf is absent" in ruling.trace[0].effect
+
+
+def test_a_rule_is_looked_up_by_what_most_mail_does_not_have():
+    text = rule("source == 'mx' && header_from_fields == 1 && helo_is_ours")
+    index = compile_rules([("a", text)]).by_stage["message"]
+    assert index.by_fact == {"helo_is_ours": {True: (0,)}}
+
+
 def test_an_overflow_is_an_error_of_the_rule():
     found = ruling(rule("size_octets * 9223372036854775807 > 1", action="reject"), size_octets=3)
     assert found.action == "defer"
@@ -169,6 +186,10 @@ TERMS = st.sampled_from(
         "!(size_octets != 3)",
         "subject.contains('a')",
         "(tls || spf == 'fail')",
+        "(tls || spf == 'fail' || size_octets == 2)",
+        "(!tls || 'x.example' in dkim)",
+        "(size_octets > 2 || tls)",
+        "!(tls || spf == 'fail')",
         "dkim.exists(d, d == sender_domain)",
         "false",
     ]
