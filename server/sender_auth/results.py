@@ -27,6 +27,7 @@ from storage.records import Verdict
 FOLD_COLUMN = 78
 MAX_VALUE_OCTETS = 320  # a mailbox of SMTP is shorter
 MAX_REASON_OCTETS = 120
+_WORDS = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^" ])+')
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]+")  # RFC 2045 5.1
 _MAILBOX = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+@[A-Za-z0-9.-]+")
 _UNPRINTABLE = re.compile(r"[^ -~]")
@@ -103,7 +104,7 @@ def _property(name: str, value: str) -> AuthenticationResultProperty | None:
 
 def _fold(part: str) -> list[str]:
     """Return a result as lines that begin with a tab; spaces inside quotes stay where they are."""
-    words = re.findall(r'(?:"(?:[^"\\]|\\.)*"|[^" ])+', part)
+    words = _WORDS.findall(part) if '"' in part else part.split()
     lines = ["\t" + words[0]]
     for word in words[1:]:
         if len(lines[-1]) + 1 + len(word) > FOLD_COLUMN:
