@@ -250,6 +250,7 @@ def webhook_calls(
 
 _LISTINGS = (
     ("blocklists", "dnsbl_zones"),
+    ("blocklist_score", "dnsbl_score"),
     ("allowlists", "dnswl_zones"),
     ("blocklisted_domains", "dnsbl_domains"),
 )
@@ -259,6 +260,15 @@ def listings(facts: Facts) -> dict[str, object]:
     """Return which DNS lists were found to have the client or its domains, where rules asked."""
     # By get, which asks for nothing that is not known yet.
     return {name: found for name, fact in _LISTINGS if (found := facts.get(fact))}
+
+
+def listed(data: Mapping[str, object]) -> dict[str, object]:
+    """Return the facts about DNS lists that an event of acceptance notes."""
+    found = {fact: data[name] for name, fact in _LISTINGS if name in data}
+    for zones, is_listed in (("dnsbl_zones", "dnsbl_listed"), ("dnswl_zones", "dnswl_listed")):
+        if zones in found:
+            found[is_listed] = True
+    return found
 
 
 def accepted_event(

@@ -3,8 +3,9 @@
 Owns the walk of one message through the stages, as intake goes it, and the replay of
 stored mail under two sets of rules. What was sent in the stretch that is replayed is
 counted as it goes; rates of bounces, pauses, and who was written to before count as
-none, and DNS lists as empty: none of that is stored with a message. What scanners said is
-taken from the message's verdicts; where no rule had asked them, their status is 'unknown'.
+none: that is not stored with a message. What scanners and DNS lists said is taken from the
+message's verdicts and its event of acceptance; where no rule had asked a scanner, its status
+is 'unknown', and lists that no rule had asked, or a rule file declares, count as empty.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from policies.explain import why
 from policies.facts import FACTS
 from policies.lists import Listed
 from server import evidence
+from server.arrival import listed
 from server.evidence import Case, Facts
 from server.greylist import Greylist, bringer
 from server.limits import Limits
@@ -177,6 +179,10 @@ def told(decision: Decision) -> str:
     return "; ".join(parts)
 
 
+def _known_at(stage: str, listings: Mapping[str, object]) -> dict[str, object]:
+    return {name: found for name, found in listings.items() if stage in FACTS[name].stages}
+
+
 def _by_fields(stored: Stored) -> evidence.Letter:
     """Return a letter of the fields that the rows know, as UTF-8 (RFC 6532 3.2); a stranger wrote them."""
     lines = [
@@ -315,9 +321,11 @@ class Replay:
         self, book: Book, tally: _Tally, case: Case, inboxes: list[tuple[str, str]], stored: Stored
     ) -> tuple[str, list[str]]:
         book.moment.at = stored.accepted_at
+        listings = listed(stored.accepted)
         decision = Decision()
         for stage, facts in situations(case, inboxes):
             facts.update(EMPTY)
+            facts.update(_known_at(stage, listings))
             for name in book.rules.asked_ahead:
                 facts[book.rules.derived[name].key] = False
             if case.identity is not None:

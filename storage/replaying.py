@@ -6,7 +6,8 @@ Changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,10 @@ from sqlalchemy import Connection, Row, select
 from storage.codec import read_decision, read_envelope, read_peer, read_verdicts
 from storage.contents import entry_of
 from storage.records import Decision, Entry, Envelope, Peer, Source, Verdict
-from storage.schema import entries, folders, mailboxes, messages
+from storage.schema import entries, events, folders, mailboxes, messages
 
 PAGE = 200
+ACCEPTED = "message.accepted"
 JUDGED = ("mx", "lmtp", "submission", "api", "local", "forward")
 
 
@@ -26,6 +28,7 @@ class Stored:
     """A message as it was judged. places: (inbox id, its address, folder name, entry) of its copies.
 
     trace_octets: length of what we put on top of it. fields: what the rows know of its header, decoded.
+    accepted: the data of its event of acceptance, empty where that is gone.
     """
 
     id: str
@@ -40,6 +43,7 @@ class Stored:
     trace_octets: int
     fields: tuple[tuple[str, str], ...]
     places: tuple[tuple[str, str, str, Entry], ...]
+    accepted: Mapping[str, Any]
 
 
 def page(connection: Connection, *, since: int, after: str, limit: int = PAGE) -> list[Stored]:
@@ -48,8 +52,16 @@ def page(connection: Connection, *, since: int, after: str, limit: int = PAGE) -
         messages.c.id > after, messages.c.accepted_at >= since, messages.c.source.in_(JUDGED)
     )
     rows = connection.execute(query.order_by(messages.c.id).limit(limit)).all()
-    places = places_of(connection, [row.id for row in rows])
-    return [_stored(row, places.get(row.id, ())) for row in rows]
+    wanted = [row.id for row in rows]
+    places, accepted = places_of(connection, wanted), _accepted(connection, wanted)
+    return [_stored(row, places.get(row.id, ()), accepted.get(row.id, {})) for row in rows]
+
+
+def _accepted(connection: Connection, wanted: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    query = select(events.c.message_id, events.c.data).where(
+        events.c.message_id.in_(wanted), events.c.kind == ACCEPTED
+    )
+    return {row.message_id: json.loads(row.data) for row in connection.execute(query)}
 
 
 def places_of(
@@ -69,7 +81,9 @@ def places_of(
     return found
 
 
-def _stored(row: Row[Any], places: tuple[tuple[str, str, str, Entry], ...]) -> Stored:
+def _stored(
+    row: Row[Any], places: tuple[tuple[str, str, str, Entry], ...], accepted: Mapping[str, Any]
+) -> Stored:
     return Stored(
         id=row.id,
         organization_id=row.organization_id,
@@ -88,4 +102,5 @@ def _stored(row: Row[Any], places: tuple[tuple[str, str, str, Entry], ...]) -> S
             ("Message-ID", row.message_id_header),
         ),
         places=places,
+        accepted=accepted,
     )

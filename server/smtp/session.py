@@ -270,8 +270,8 @@ class Session(SMTP):
         self.reader = reader
         if self.body is None:
             self.body = self.server.new_body()
+            self._content_since = self.server.clock.monotonic()
         self.phase = Phase.CONTENT
-        self._content_since = self.server.clock.monotonic()
 
     def begin_tls(self) -> Step:
         """Announce TLS and begin it this instant; return the step that waits for it."""
@@ -348,15 +348,23 @@ class Session(SMTP):
 
     def _await_peer(self) -> None:
         """Set the deadline of what the client owes now (RFC 5321 4.5.3.2)."""
+        settings, now = self.server.settings, self.server.clock.monotonic()
         if self.phase is Phase.CONTENT:
             # Each block moves it on, but not by more than it is worth: content may not trickle for ever.
-            assert self.reader is not None
-            settings = self.server.settings
-            owed = self._content_since + self.reader.received / settings.least_octets_per_second
-            self.deadline = min(self.server.clock.monotonic(), owed) + settings.data_timeout_seconds
+            self.deadline = min(now + settings.data_timeout_seconds, self._content_deadline())
         elif self.deadline == math.inf:
             # Half a line moves nothing: a command has its time as a whole.
-            self.deadline = self.server.clock.monotonic() + self.server.settings.command_timeout_seconds
+            self.deadline = now + settings.command_timeout_seconds
+            if self.reader is not None:
+                # Between chunks: many small ones are no better than one that trickles.
+                self.deadline = min(self.deadline, self._content_deadline())
+
+    def _content_deadline(self) -> float:
+        """The latest moment for what has come of a message's content since its beginning."""
+        assert self.reader is not None
+        settings = self.server.settings
+        worth = self.reader.received / settings.least_octets_per_second
+        return self._content_since + worth + settings.data_timeout_seconds
 
     def _take_line(self) -> bytes | None:
         """Return the next line without CRLF, or None; a line that never gets whole is refused."""

@@ -26,6 +26,15 @@ ZONE = {
     "*.everyone.test": {"A": ["127.0.0.2"]},
 }
 
+STERN = """
+[[rule]]
+name = "stern"
+stage = "message"
+when = 'dnsbl_listed && dnsbl_score == 1 && "bl.test" in dnsbl_zones && dnswl_listed'
+action = "reject"
+text = "Nobody who is listed"
+"""
+
 
 @pytest.fixture
 def nameserver() -> Iterator[Nameserver]:
@@ -129,6 +138,20 @@ def test_metrics_tell_of_lists_and_strangers(judging: Daemon) -> None:
     assert 'mailagents_dns_list_usable{of="IPv4",zone="everyone.test"} 0.0' in told
     assert 'mailagents_dns_list_usable{of="IPv4",zone="bl.test"} 1.0' in told
     assert 'mailagents_greylisted_total{answer="new"} 1.0' in told
+
+
+def test_replay_knows_what_the_lists_said_then(judging: Daemon, tmp_path: Path) -> None:
+    assert hand_in(judging, ALLOWED, "allowed")[0] == 250
+    judging.find(judging.alice, "allowed")
+    until(lambda: events(judging, "message.accepted"), "the event behind the file")
+    rules = tmp_path / "new"
+    rules.mkdir()
+    for path in (judging.directory / "policies").iterdir():
+        (rules / path.name).write_text(path.read_text())
+    (rules / "90-stern.toml").write_text(STERN)
+    told = judging.cli("policy", "replay", "--since", "1h", "--directory", rules)
+    (found,) = told["differences"]
+    assert (found["before"], found["after"]) == ("accept", "reject 550 5.7.1 Nobody who is listed")
 
 
 def at_message(told: dict[str, Any]) -> dict[str, Any]:

@@ -284,6 +284,28 @@ def test_content_that_trickles_ends_in_421():
     uvloop.run(scenario())
 
 
+def test_content_that_trickles_in_whole_chunks_ends_in_421():
+    async def scenario():
+        clock = FakeClock()
+        limit = SmtpSettings(
+            data_timeout_seconds=100, command_timeout_seconds=100, least_octets_per_second=10
+        )
+        async with running(limit, clock=clock) as rig, connected(rig.mx) as client:
+            await client.ask_all("MAIL FROM:<>", "RCPT TO:<ann@example.org>")
+            (session,) = rig.server._sessions
+            for number in range(9):
+                clock.advance(20)
+                rig.server.sweep()
+                if session.transport.is_closing():
+                    break
+                client.send(b"BDAT 1\r\na")
+                assert (await client.reply())[:3] == "250", number
+            assert number == 6
+            assert (await client.reply())[:3] == "421"
+
+    uvloop.run(scenario())
+
+
 def test_content_that_comes_slowly_but_well_is_taken():
     async def scenario():
         clock = FakeClock()
