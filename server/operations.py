@@ -16,6 +16,7 @@ from server.arguments import WrongArguments, check
 from server.login import hash_password, new_key, new_password, scram_verifier
 from server.mail.address import AddressSyntax, normalise, parse_mailbox
 from server.policy_acts import ACTS, note
+from server.queue_operations import QUEUE_OPERATIONS
 from server.routing import operator_fault
 from server.sender_auth import zone
 from server.sender_auth.keys import ALGORITHMS, make_key
@@ -315,15 +316,6 @@ def _shown(grant: Grant) -> dict[str, Any]:
     }
 
 
-def queue_list(context: Context, *, limit: int = 50, state: str = "", domain: str = "") -> dict[str, Any]:
-    """Return deliveries that are not final, or those of one state, oldest first."""
-    rows = context.store.database.read(
-        lambda c: queue_view.inspect(c, states=[state] if state else None, domain=domain or None, limit=limit)
-    )
-    counts = context.store.database.read(queue_view.counts)
-    return {"counts": counts, "deliveries": rows}
-
-
 def explain(context: Context, *, id: str) -> dict[str, Any]:
     """Return all that happened to a message, or to the message of a delivery."""
 
@@ -371,11 +363,11 @@ OPERATIONS: Mapping[str, Operation] = {
     "grant-add": grant_add,
     "grant-list": grant_list,
     "grant-remove": grant_remove,
-    "queue-list": queue_list,
     "explain": explain,
     "reconcile": reconcile_now,
     "status": status,
     "operator-check": operator_check,
+    **QUEUE_OPERATIONS,
     **ACTS,
 }
 

@@ -263,6 +263,7 @@ class Parts:
         self, threads: Threads, hub: Hub, routing: Routing, intake: Intake, resolver: Any
     ) -> None:
         from server.delivery.bounce import Bouncer
+        from server.delivery.closing import Closing
         from server.delivery.complaints import Complaints
         from server.delivery.held import HeldExpiry
         from server.delivery.scheduler import Scheduler
@@ -300,6 +301,8 @@ class Parts:
             answer=settings.delivery.held_expiry_answer,
         )
         single.addService(Part("held mail", start=expiry.start, stop=expiry.stop))
+        closing = Closing(threads=threads, clock=self.clock, seconds=settings.delivery.undo_seconds)
+        single.addService(Part("actions", start=closing.start, stop=closing.stop))
         complaints = Complaints(threads=threads, hub=hub, clock=self.clock, hostname=settings.server.hostname)
         single.addService(Part("complaints", start=complaints.start, stop=complaints.stop))
         self._add_webhooks(single, threads, hub, resolver)

@@ -1,4 +1,4 @@
-"""What an operator asks of policy on a running server: replay, pauses, lists, held mail.
+"""What an operator asks of policy on a running server: replay, pauses, lists.
 
 Owns these acts as operations over the open store; arguments and results are
 JSON-able. Reads no rule file: the command line sends the rules that are to be tried.
@@ -17,7 +17,7 @@ from policies.rules import ListKind
 from server.arguments import WrongArguments
 from server.mail.address import AddressSyntax, normalise
 from server.trial import DIFFERENCES_LIMIT, Book, Replay
-from storage import accounts, audit, events, ids, queue_acts, sending
+from storage import accounts, audit, events, ids, sending
 from storage.errors import Missing
 from storage.records import Event
 
@@ -156,34 +156,6 @@ def policy_list_remove(context: Context, *, name: str, entries: list[str]) -> di
     return {"list": name, "removed": context.store.database.write(unit)}
 
 
-def queue_release(context: Context, *, id: str) -> dict[str, Any]:
-    """Let what is held of a message, or one held delivery, go."""
-    return _act(context, id, queue_acts.release, "queue.release")
-
-
-def queue_cancel(context: Context, *, id: str) -> dict[str, Any]:
-    """End what waits or is held of a message, or one delivery; the sender is told nothing."""
-    return _act(context, id, queue_acts.cancel, "queue.cancel")
-
-
-def _act(context: Context, id: str, act: Callable[..., queue_acts.Acted], action: str) -> dict[str, Any]:
-    chosen = (
-        queue_acts.Selection(delivery_id=id) if id.startswith("dlv_") else queue_acts.Selection(message_id=id)
-    )
-
-    def unit(connection: Connection) -> queue_acts.Acted:
-        acted = act(connection, selection=chosen, actor=context.actor, at=context.clock.now())
-        if not acted.changed:
-            raise Missing(f"{id}: nothing of this id waits for it")
-        note(connection, context, owner=None, action=action, thing=id)
-        return acted
-
-    acted = context.store.database.write(unit)
-    for message_id in acted.finished:
-        context.store.message_path(message_id).unlink(missing_ok=True)
-    return {"deliveries": list(acted.changed)}
-
-
 def note(
     connection: Connection, context: Context, *, owner: str | None, action: str, thing: str, **detail: object
 ) -> None:
@@ -207,6 +179,4 @@ ACTS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "policy-lists": policy_lists,
     "policy-list-add": policy_list_add,
     "policy-list-remove": policy_list_remove,
-    "queue-release": queue_release,
-    "queue-cancel": queue_cancel,
 }

@@ -464,6 +464,13 @@ class Delivery(Section):
         "discarded where it came from elsewhere, since a stranger's address may be forged; or discarded. The "
         "timeline says so in each case.",
     )
+    undo_seconds: int = setting(
+        600,
+        "How long hold, release, retry and cancel can be taken back (`mailagents queue undo`). The content "
+        "of what was cancelled is kept for as long.",
+        at_least=0,
+        at_most=7 * DAY,
+    )
     delay_notice_seconds: int = setting(
         4 * HOUR,
         "When the sender is told that a message is still in the queue. 0: never.",

@@ -47,6 +47,7 @@ from storage.records import (
 )
 from storage.schema import cursors, deliveries, messages, suppressions
 from storage.schema import events as event_rows
+from storage.schema_undoing import queue_action_items as undoable
 from storage.unanswered import held_instead
 
 __all__ = [
@@ -193,6 +194,11 @@ _DONE_WITH = select(messages.c.id).where(
     ~exists().where(
         deliveries.c.message_id == messages.c.id,
         deliveries.c.state.in_(OPEN_STATES),
+    ),
+    # What was cancelled and may be taken back needs its content.
+    ~exists().where(
+        undoable.c.message_id == messages.c.id,
+        undoable.c.after_state == DeliveryState.CANCELLED.value,
     ),
     ~exists().where(
         event_rows.c.message_id == messages.c.id,

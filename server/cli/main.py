@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from server.cli import output, policy
+from server.cli import output, policy, queue
 from server.cli.options import (
     EXIT_CONFIGURATION,
     EXIT_REFUSED,
@@ -38,7 +38,6 @@ domain_app = typer.Typer(no_args_is_help=True, help="Domains and their DNS recor
 inbox_app = typer.Typer(no_args_is_help=True, help="Inboxes.")
 key_app = typer.Typer(no_args_is_help=True, help="API keys.")
 grant_app = typer.Typer(no_args_is_help=True, help="Who may send as an address that is not its own.")
-queue_app = typer.Typer(no_args_is_help=True, help="The delivery queue.")
 config_app = typer.Typer(no_args_is_help=True, help="The configuration file.")
 organization_app = typer.Typer(no_args_is_help=True, help="Organizations.")
 for name, group in {
@@ -47,7 +46,7 @@ for name, group in {
     "inbox": inbox_app,
     "key": key_app,
     "grant": grant_app,
-    "queue": queue_app,
+    "queue": queue.app,
     "policy": policy.app,
     "config": config_app,
 }.items():
@@ -218,34 +217,6 @@ def grant_remove(
     """Take a grant back."""
     arguments = {"id": identifier, "organization": organization}
     result = perform(config, "grant-remove", arguments, as_json=as_json)
-    show(result, as_json=as_json, how=output.facts)
-
-
-@queue_app.command("list")
-def queue_list(
-    state: Annotated[str, typer.Option(help="Only deliveries in this state.")] = "",
-    domain: Annotated[str, typer.Option(help="Only deliveries to this domain.")] = "",
-    limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Show what waits in the queue and why."""
-    arguments = {"state": state, "domain": domain, "limit": limit}
-    result = perform(config, "queue-list", arguments, as_json=as_json)
-    show(result, as_json=as_json, how=output.queue)
-
-
-@queue_app.command("release")
-def queue_release(identifier: str, config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Let what is held of a message, or one held delivery, go."""
-    result = perform(config, "queue-release", {"id": identifier}, as_json=as_json)
-    show(result, as_json=as_json, how=output.facts)
-
-
-@queue_app.command("cancel")
-def queue_cancel(identifier: str, config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """End what waits or is held of a message, or one delivery; the sender is told nothing."""
-    result = perform(config, "queue-cancel", {"id": identifier}, as_json=as_json)
     show(result, as_json=as_json, how=output.facts)
 
 

@@ -138,6 +138,55 @@ def queue(result: Mapping[str, Any]) -> None:
     console().print(table)
 
 
+def queue_story(result: Mapping[str, Any]) -> None:
+    """Print deliveries with what happened to each."""
+    for row in result["deliveries"]:
+        shown = {name: row[name] for name in ("id", "recipient", "state", "tries", "priority")}
+        for name in ("created_at", "next_attempt_at", "expires_at"):
+            if row[name]:
+                shown[name] = moment(row[name])[:19]
+        facts(shown)
+        timeline(row["events"])
+
+
+def queue_stats(result: Mapping[str, Any]) -> None:
+    """Print counts by state, and the domains with most."""
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(result["counts"].items()))
+    console().print(Text(counts))
+    table = Table(box=None, header_style="bold")
+    for title in ("domain", "state", "deliveries"):
+        table.add_column(title, overflow="fold")
+    for row in result["domains"]:
+        table.add_row(plain(row["domain"]), row["state"], str(row["count"]))
+    if result["domains"]:
+        console().print(table)
+
+
+def queue_preview(result: Mapping[str, Any]) -> None:
+    """Print what an action would change."""
+    number, owners = result["deliveries"], result["organizations"]
+    print(f"{result['verb']} would change {number} deliveries of {owners} organizations")
+    for row in result["sample"]:
+        print(f"  {row['id']}  {row['state']}  {plain(row['recipient'])}")
+    if result["deliveries"] > len(result["sample"]):
+        print("  …")
+
+
+def queue_acted(result: Mapping[str, Any]) -> None:
+    """Print what an action changed, and what takes it back."""
+    print(f"{result['changed']} deliveries; mailagents queue undo {result['action']} takes it back")
+
+
+def queue_actions(result: Mapping[str, Any]) -> None:
+    """Print the last actions."""
+    if not result["actions"]:
+        print("nobody has done anything")
+    for row in result["actions"]:
+        chosen = ", ".join(f"{name} {plain(value)}" for name, value in row["selection"].items()) or "all"
+        print(f"{row['id']}  {moment(row['at'])[:19]}  {row['kind']}  {row['changed']}  {chosen}")
+        print(f"  by {row['actor']}")
+
+
 def explanation(result: Mapping[str, Any]) -> None:
     """Print a message's facts, its timeline and its deliveries."""
     message = result["message"]

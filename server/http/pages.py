@@ -39,6 +39,7 @@ _WORDS = {
     "message.held": "Held in the queue",
     "message.released": "Released from hold",
     "message.retried": "Asked to be tried at once",
+    "message.restored": "An action was taken back",
     "message.cancelled": "Cancelled",
     "message.notified": "The sender was notified",
     "message.rejected": "Rejected by policy",

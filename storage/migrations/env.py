@@ -11,9 +11,12 @@ from sqlalchemy import URL, Connection
 from storage import engine
 from storage.errors import Corrupt
 from storage.schema_dmarc import dmarc_reports
+from storage.schema_undoing import queue_actions
 
 # Any number will do, as long as it stays the same: 'mail' in ASCII.
 ADVISORY_LOCK = 0x6D61696C
+# All modules of tables share one metadata, once each is imported.
+TABLES = (dmarc_reports, queue_actions)
 
 
 def run() -> None:
@@ -22,7 +25,7 @@ def run() -> None:
     connecting = engine.make_engine(url, engine.Access.WRITE)
     with connecting.connect() as connection:
         begin(connection)
-        context.configure(connection=connection, target_metadata=dmarc_reports.metadata, render_as_batch=True)
+        context.configure(connection=connection, target_metadata=TABLES[0].metadata, render_as_batch=True)
         with context.begin_transaction():
             context.run_migrations()
         finish(connection)

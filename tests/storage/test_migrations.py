@@ -10,9 +10,11 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
 import storage.migrations
-from storage import engine, schema_dmarc
+from storage import engine, schema_dmarc, schema_undoing
 from storage.db import Database
 
+METADATA = schema_dmarc.dmarc_reports.metadata
+assert schema_undoing.queue_actions.metadata is METADATA
 FOLDER = Path(storage.migrations.__file__).parent
 
 
@@ -28,7 +30,7 @@ def definitions(conn: Connection) -> dict[str, list[str]]:
 
 def test_head_has_the_tables_of_the_schema(database: Database) -> None:
     def differences(conn: Connection) -> object:
-        return compare_metadata(MigrationContext.configure(conn), schema_dmarc.dmarc_reports.metadata)
+        return compare_metadata(MigrationContext.configure(conn), METADATA)
 
     assert database.read(differences) == []
 
@@ -36,14 +38,14 @@ def test_head_has_the_tables_of_the_schema(database: Database) -> None:
 def test_head_is_part_for_part_what_the_schema_makes_on_sqlite(sqlite_template: Path, tmp_path: Path) -> None:
     # compare_metadata knows nothing of WITHOUT ROWID, AUTOINCREMENT and partial indexes.
     made = engine.make_engine(engine.parse_url(f"sqlite:///{tmp_path / 'made.sqlite'}"), engine.Access.WRITE)
-    schema_dmarc.dmarc_reports.metadata.create_all(made)
+    METADATA.create_all(made)
     migrated = engine.make_engine(engine.parse_url(f"sqlite:///{sqlite_template}"), engine.Access.READ)
     with made.connect() as left, migrated.connect() as right:
         assert definitions(right) == definitions(left)
 
 
 def test_every_constraint_has_a_name_of_the_convention() -> None:
-    for table in schema_dmarc.dmarc_reports.metadata.tables.values():
+    for table in METADATA.tables.values():
         for constraint in table.constraints:
             assert constraint.name, f"{table.name}: {constraint!r}"
 
