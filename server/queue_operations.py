@@ -105,12 +105,16 @@ def queue_act(
     return {"action": action, "verb": act.value, "changed": changed}
 
 
-def queue_undo(context: Context, *, action: str) -> dict[str, Any]:
-    """Give the deliveries of an action back what they were, as far as nothing happened to them since."""
+def queue_undo(context: Context, *, action: str, organization: str = "") -> dict[str, Any]:
+    """Give the deliveries of an action back what they were, as far as nothing happened to them since.
+
+    organization: whose actions alone may be taken back.
+    """
+    owner = _owner(context, organization) if organization else None
 
     def unit(connection: Connection) -> undoing.Undone:
         now = context.clock.now()
-        return undoing.undo(connection, action=action, actor=context.actor, at=now)
+        return undoing.undo(connection, action=action, actor=context.actor, at=now, organization_id=owner)
 
     restored = looked_at = 0
     found = context.store.database.write(unit)
@@ -122,7 +126,7 @@ def queue_undo(context: Context, *, action: str) -> dict[str, Any]:
         raise Missing(f"{action}: nothing of it can be taken back any more")
 
     def written(connection: Connection) -> None:
-        note(connection, context, owner=None, action="queue.undo", thing=action, restored=restored)
+        note(connection, context, owner=owner, action="queue.undo", thing=action, restored=restored)
 
     context.store.database.write(written)
     return {"action": action, "restored": restored, "gone_on": looked_at - restored}
@@ -154,6 +158,8 @@ def _selection(context: Context, id: str, domain: str, organization: str, *, eve
 
 
 def _owner(context: Context, wanted: str) -> str:
+    if context.store.database.read(lambda c: accounts.organization(c, organization_id=wanted)) is not None:
+        return wanted
     known = context.store.database.read(lambda c: accounts.organizations(c, limit=1000))
     for one in known:
         if wanted in (one.id, one.name):

@@ -30,17 +30,23 @@ def outcome_facts(outcome: Outcome) -> dict[str, object]:
     return {name: value for name, value in facts.items() if value not in (None, "", 0)}
 
 
-def counts(connection: Connection) -> dict[str, int]:
-    """Return how many deliveries there are in each open state, all organizations together."""
+def counts(connection: Connection, *, organization_id: str | None = None) -> dict[str, int]:
+    """Return how many deliveries there are in each open state; None: of all organizations together."""
     query = select(table.c.state, func.count()).where(table.c.state.in_(OPEN_STATES)).group_by(table.c.state)
+    if organization_id is not None:
+        query = query.where(table.c.organization_id == organization_id)
     found = {row[0]: int(row[1]) for row in connection.execute(query)}
     return {state: found.get(state, 0) for state in OPEN_STATES}
 
 
-def domain_counts(connection: Connection, *, limit: int = 100) -> list[dict[str, Any]]:
+def domain_counts(
+    connection: Connection, *, limit: int = 100, organization_id: str | None = None
+) -> list[dict[str, Any]]:
     """Return the domains with most open deliveries: domain, state and count of each."""
     number = func.count().label("number")
     query = select(table.c.domain, table.c.state, number).where(table.c.state.in_(OPEN_STATES))
+    if organization_id is not None:
+        query = query.where(table.c.organization_id == organization_id)
     query = query.group_by(table.c.domain, table.c.state).order_by(number.desc(), table.c.domain)
     rows = connection.execute(query.limit(_page(limit)))
     return [{"domain": row.domain, "state": row.state, "count": row.number} for row in rows]

@@ -169,6 +169,28 @@ def delivery(row: Mapping[str, Any]) -> dict[str, object]:
     }
 
 
+def queued(row: Mapping[str, Any]) -> dict[str, object]:
+    """Return models.QueuedDelivery of a queue row."""
+    return {
+        **delivery(row),
+        "message_id": row["message"],
+        "domain": row["domain"],
+        "priority": row["priority"],
+    }
+
+
+def queue_action(row: Mapping[str, Any]) -> dict[str, object]:
+    """Return models.QueueAction."""
+    return {
+        "id": row["id"],
+        "verb": row["kind"],
+        "actor": row["actor"],
+        "at": time_text(row["at"]),
+        "changed": row["changed"],
+        "selection": {name: value for name, value in row["selection"].items() if name != "organization_id"},
+    }
+
+
 def suppression(one: Suppression) -> dict[str, object]:
     """Return models.Suppression."""
     return {

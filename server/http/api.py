@@ -23,6 +23,7 @@ from server.http.messages import MessageRoutes
 from server.http.metrics import Measure, MeasureKind, Metrics
 from server.http.openapi import Door
 from server.http.organizations import OrganizationRoutes
+from server.http.queueing import QueueRoutes
 from server.http.sending import SendingRoutes
 from server.http.services import Services
 from server.http.upkeep import make_lifespan
@@ -97,6 +98,7 @@ def _add_routes(door: Door, services: Services) -> None:
         SendingRoutes(services, files),
         MessageRoutes(services, files),
         HappeningRoutes(services),
+        QueueRoutes(services),
     ):
         routes.add_to(door)
 

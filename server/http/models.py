@@ -13,15 +13,15 @@ from typing import Annotated, Literal
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 
 # No control characters: these go into names, header fields, log lines and databases.
-_LINE = r"^[^\x00-\x1f\x7f\u2028\u2029]*$"
-Id = Annotated[str, Field(max_length=64, pattern=_LINE, examples=["inb_01jd3t6kq8x5v9c2h7m4n0b1ra"])]
-Name = Annotated[str, Field(min_length=1, max_length=200, pattern=_LINE)]
+LINE = r"^[^\x00-\x1f\x7f\u2028\u2029]*$"
+Id = Annotated[str, Field(max_length=64, pattern=LINE, examples=["inb_01jd3t6kq8x5v9c2h7m4n0b1ra"])]
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=LINE)]
 AddressText = Annotated[
     str,
     Field(
         min_length=3,
         max_length=1000,
-        pattern=_LINE,
+        pattern=LINE,
         description="An address, with a name if wanted: `ada@example.org` or `Ada <ada@example.org>`.",
         examples=["Ada Lovelace <ada@example.org>"],
     ),
@@ -68,7 +68,7 @@ class PageQuery(BaseModel):
     """Which page of a list."""
 
     limit: int = Field(50, ge=1, le=200, description="Rows on a page.")
-    cursor: str = Field("", max_length=64, pattern=_LINE, description="`next_cursor` of the page before.")
+    cursor: str = Field("", max_length=64, pattern=LINE, description="`next_cursor` of the page before.")
 
 
 class MessagePageQuery(BaseModel):
@@ -114,7 +114,7 @@ class OrganizationList(Answer):
 class DomainRequest(Asked):
     """A new mail domain. Mail for it is taken in from then on."""
 
-    name: str = Field(min_length=1, max_length=255, pattern=_LINE, examples=["example.org"])
+    name: str = Field(min_length=1, max_length=255, pattern=LINE, examples=["example.org"])
     organization_id: Id | None = Field(
         None, description="Whose domain; the key's own organization if absent."
     )
@@ -196,9 +196,9 @@ class DmarcReportList(Answer):
 class InboxRequest(Asked):
     """A new inbox: an address, or a domain on which one is made up."""
 
-    address: Annotated[str, Field(min_length=3, max_length=320, pattern=_LINE)] | None = None
-    domain: Annotated[str, Field(min_length=1, max_length=255, pattern=_LINE)] | None = None
-    display_name: str = Field("", max_length=200, pattern=_LINE)
+    address: Annotated[str, Field(min_length=3, max_length=320, pattern=LINE)] | None = None
+    domain: Annotated[str, Field(min_length=1, max_length=255, pattern=LINE)] | None = None
+    display_name: str = Field("", max_length=200, pattern=LINE)
     quota_octets: int = Field(0, ge=0, le=1 << 50, description="0 is unlimited.")
 
 
@@ -311,10 +311,10 @@ class KeyList(Answer):
 class AttachmentRequest(Asked):
     """A file to send along."""
 
-    filename: str = Field(min_length=1, max_length=255, pattern=_LINE)
-    content_type: str = Field("application/octet-stream", max_length=255, pattern=_LINE)
+    filename: str = Field(min_length=1, max_length=255, pattern=LINE)
+    content_type: str = Field("application/octet-stream", max_length=255, pattern=LINE)
     content: Base64Bytes = Field(description="The file in base64.")
-    content_id: Annotated[str, Field(min_length=1, max_length=255, pattern=_LINE)] | None = Field(
+    content_id: Annotated[str, Field(min_length=1, max_length=255, pattern=LINE)] | None = Field(
         None, description="Makes it an inline part that the HTML names as `cid:…`."
     )
 
@@ -325,8 +325,8 @@ class ContentRequest(Asked):
     text: Annotated[str, Field(max_length=20_000_000)] | None = None
     html: Annotated[str, Field(max_length=20_000_000)] | None = None
     headers: dict[
-        Annotated[str, Field(max_length=100, pattern=_LINE)],
-        Annotated[str, Field(max_length=2000, pattern=_LINE)],
+        Annotated[str, Field(max_length=100, pattern=LINE)],
+        Annotated[str, Field(max_length=2000, pattern=LINE)],
     ] = Field(
         default_factory=dict, max_length=50, description="Further fields: `X-…`, `List-…`, `Auto-Submitted`."
     )
@@ -340,11 +340,11 @@ class SendRequest(ContentRequest):
     cc: list[AddressText] = Field(default_factory=list, max_length=1000)
     bcc: list[AddressText] = Field(default_factory=list, max_length=1000)
     reply_to: list[AddressText] = Field(default_factory=list, max_length=10)
-    subject: str = Field("", max_length=2000, pattern=_LINE)
-    in_reply_to: Annotated[str, Field(min_length=3, max_length=998, pattern=_LINE)] | None = Field(
+    subject: str = Field("", max_length=2000, pattern=LINE)
+    in_reply_to: Annotated[str, Field(min_length=3, max_length=998, pattern=LINE)] | None = Field(
         None, description="Message-ID field of the message answered.", examples=["<x@example.org>"]
     )
-    references: list[Annotated[str, Field(max_length=998, pattern=_LINE)]] = Field(
+    references: list[Annotated[str, Field(max_length=998, pattern=LINE)]] = Field(
         default_factory=list, max_length=100
     )
 
@@ -496,9 +496,9 @@ class Timeline(Answer):
 class SuppressionRequest(Asked):
     """An address that mail may not go to."""
 
-    address: str = Field(min_length=3, max_length=320, pattern=_LINE)
+    address: str = Field(min_length=3, max_length=320, pattern=LINE)
     cause: Literal["hard_bounce", "complaint", "manual", "unsubscribe"] = "manual"
-    evidence: str = Field("", max_length=1000, pattern=_LINE)
+    evidence: str = Field("", max_length=1000, pattern=LINE)
     expires_at: Annotated[str, Field(max_length=40)] | None = Field(
         None, description="RFC 3339; none: never."
     )

@@ -19,7 +19,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.http import models
+from server.http import models, queue_models
 from server.http.access import Access
 from server.http.problems import MEDIA_TYPE, invalid
 
@@ -236,7 +236,7 @@ def _document(app: FastAPI, version: str) -> dict[str, Any]:
 def _unseen() -> list[type[BaseModel]]:
     """Return the models that the framework does not meet by itself: bodies, and the problem."""
     found: list[type[BaseModel]] = [models.Problem]
-    for one in vars(models).values():
+    for one in (*vars(models).values(), *vars(queue_models).values()):
         if isinstance(one, type) and issubclass(one, models.Asked) and one is not models.Asked:
             found.append(one)
     return found

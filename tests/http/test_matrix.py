@@ -4,12 +4,14 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.routing import APIRoute
 
-from storage import accounts
+from storage import accounts, schema
 from tests.http.world import ALL_SCOPES, World, problem
+from tests.storage.queued import delivery_values, message_values
 
 EVERYTHING = ALL_SCOPES | {"operator"}
 
@@ -60,6 +62,11 @@ ROWS = [
     Row("GET", ONE + "/attachments/{part}", "message:read", 200, None, "message"),
     Row("GET", "/v1/messages/{message_id}/timeline", "message:read", 200, None, "message"),
     Row("GET", "/v1/events", "event:read", 200, bound=200),
+    Row("GET", "/v1/deliveries", "org:admin", 200, bound=403),
+    Row("GET", "/v1/deliveries/stats", "org:admin", 200, bound=403),
+    Row("GET", "/v1/deliveries/actions", "org:admin", 200, bound=403),
+    Row("POST", "/v1/deliveries/actions", "org:admin", 200, {"verb": "hold", "preview": True}, bound=403),
+    Row("DELETE", "/v1/deliveries/actions/{action_id}", "org:admin", 200, None, "action", 403),
     Row("GET", "/v1/suppressions", "suppression:write", 200, bound=403),
     Row("POST", "/v1/suppressions", "suppression:write", 201, {"address": "a@far.example"}, bound=403),
     Row("DELETE", "/v1/suppressions/{address}", "suppression:write", 204, None, "suppression", 403),
@@ -114,8 +121,26 @@ def make_names(world: World) -> dict[str, str]:
         "message_id": world.deliver(inbox),
         "part": "3",
         "address": f"u{number}@far.example",
+        "action_id": make_action(world, number),
         "number": number,
     }
+
+
+def make_action(world: World, number: str) -> str:
+    """An act of ours on a delivery of our own."""
+    message, delivery = f"msg_{number:0>26}", f"dlv_{number:0>26}"
+
+    def unit(connection: Any) -> None:
+        values = message_values(message, organization_id=world.ours)
+        connection.execute(schema.messages.insert().values(values))
+        values = delivery_values(delivery, message_id=message, organization_id=world.ours)
+        connection.execute(schema.deliveries.insert().values(values))
+
+    world.run(world.threads.write(unit))
+    asked = {"verb": "hold", "id": delivery}
+    answer = world.ask("POST", "/v1/deliveries/actions", world.key("org:admin"), json=asked)
+    made: str = answer.json()["action"]
+    return made
 
 
 def missing(names: dict[str, str]) -> dict[str, str]:
