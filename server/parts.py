@@ -393,6 +393,7 @@ class Parts:
                 max_connections_per_address=smtp.max_connections_per_address,
                 command_timeout_seconds=smtp.command_timeout_seconds,
                 data_timeout_seconds=smtp.data_timeout_seconds,
+                message_timeout_seconds=smtp.message_timeout_seconds,
                 max_errors=smtp.max_errors,
                 max_received=smtp.max_received,
                 max_hold_seconds=smtp.max_hold_seconds,

@@ -227,6 +227,12 @@ class Smtp(Section):
         at_least=1,
         at_most=HOUR,
     )
+    message_timeout_seconds: int = setting(
+        1800,
+        "How long a client that has not logged in may give commands that bring no message, before 421.",
+        at_least=60,
+        at_most=24 * HOUR,
+    )
     max_errors: int = setting(
         20,
         "Refused commands after which a session is closed with 421.",

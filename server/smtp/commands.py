@@ -316,6 +316,7 @@ async def _take_message(session: Session) -> None:
     finally:
         body.release()
         session.reset()
+        session.useful_at = session.server.clock.monotonic()
 
 
 def _rset(session: Session, _command: grammar.Rset) -> Step | None:

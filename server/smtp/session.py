@@ -19,7 +19,7 @@ import structlog
 from aiosmtpd.smtp import SMTP
 
 from server.refusal import Refusal
-from server.smtp import commands, grammar, replies
+from server.smtp import commands, grammar, lmtp, replies
 from server.smtp import door as doors
 from server.smtp.body import Body
 from server.smtp.data import ChunkReader, DataReader
@@ -89,13 +89,15 @@ class Session(SMTP):
         self._spree = 0  # lines and steps since other connections had their turn
         self._lost = False
         self._pause: asyncio.Future[None] | None = None
-        self._content_since = 0.0
+        self._content_since = 0.0  # moved on by what we took for our own part of it
+        self.useful_at = 0.0  # when the last message was complete, or the connection began
 
     # What the loop calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin: greet, or secure the connection first where TLS is implicit."""
         self.transport = cast("asyncio.Transport", transport)
+        self.useful_at = self.server.clock.monotonic()
         origin = self.origin
         address, port = name_of(transport) if origin is None else (origin.address, origin.port)
         self.client_address = address
@@ -358,6 +360,9 @@ class Session(SMTP):
             if self.reader is not None:
                 # Between chunks: many small ones are no better than one that trickles.
                 self.deadline = min(self.deadline, self._content_deadline())
+            elif self.identity is None and not lmtp.is_vouched(self):
+                # Nor are many commands that lead to no message any better than silence.
+                self.deadline = min(self.deadline, self.useful_at + settings.message_timeout_seconds)
 
     def _content_deadline(self) -> float:
         """The latest moment for what has come of a message's content since its beginning."""
@@ -473,8 +478,11 @@ class Session(SMTP):
         return commands.end_content(self)
 
     async def _spill(self, reader: DataReader | ChunkReader, body: Body) -> None:
+        clock = self.server.clock
+        begun = clock.monotonic()
         try:
             await body.spill()
+            self._content_since += clock.monotonic() - begun  # a slow disk is not the client's fault
         except Full:
             body.release()
             reader.inspection.fault = Refusal(452, "4.3.1", "Insufficient system storage, try again later")

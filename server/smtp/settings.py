@@ -25,7 +25,8 @@ class SmtpSettings:
     max_hold_seconds: longest wait that FUTURERELEASE takes, 0 for none. mend_line_ends_of: networks
     whose bare CR and LF become CRLF. lmtp_networks: who may hand over by LMTP over TCP.
     xclient_networks: who may say by XCLIENT to be another client. least_octets_per_second: content
-    that comes more slowly, after data_timeout_seconds, ends the session.
+    that comes more slowly, after data_timeout_seconds, ends the session. message_timeout_seconds: how
+    long a client that has not logged in may talk without a message.
     """
 
     max_message_octets: int = 50 * MEBI
@@ -34,6 +35,7 @@ class SmtpSettings:
     max_connections_per_address: int = 100
     command_timeout_seconds: float = 300
     data_timeout_seconds: float = 180
+    message_timeout_seconds: float = 1800
     handshake_timeout_seconds: float = 30
     least_octets_per_second: int = 100
     max_errors: int = 20

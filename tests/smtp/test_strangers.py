@@ -322,3 +322,96 @@ def test_content_that_comes_slowly_but_well_is_taken():
             assert (await client.ask(".")).startswith("250")
 
     uvloop.run(scenario())
+
+
+def test_what_the_server_takes_to_write_content_is_not_counted_against_the_client():
+    async def scenario():
+        clock = FakeClock()
+        limit = SmtpSettings(data_timeout_seconds=100, least_octets_per_second=10, spool_threshold_octets=100)
+        async with running(limit, clock=clock) as rig, connected(rig.mx) as client:
+            gate = asyncio.Event()
+            run = rig.server.threads.run
+
+            async def slowly(function, *args):
+                await gate.wait()
+                return await run(function, *args)
+
+            rig.server.threads.run = slowly
+            await client.ask_all("MAIL FROM:<>", "RCPT TO:<ann@example.org>", "DATA")
+            (session,) = rig.server._sessions
+            client.send(b"x" * 198 + b"\r\n")
+            await until(lambda: session.task)
+            clock.advance(5000)
+            rig.server.sweep()
+            gate.set()
+            await until(lambda: session.task is None)
+            rig.server.sweep()
+            clock.advance(50)
+            rig.server.sweep()
+            assert (await client.ask(".")).startswith("250")
+
+    uvloop.run(scenario())
+
+
+def useless(number: int) -> tuple[str, ...]:
+    """Commands that lead to no message, never the same ones."""
+    return (
+        ("NOOP",),
+        ("MAIL FROM:<a@far.example>", f"RCPT TO:<u{number}@example.org>", "RSET"),
+        ("EHLO client.example",),
+        ("NONSENSE",),
+    )[number % 4]
+
+
+def test_commands_that_bring_no_message_end_in_421():
+    async def scenario():
+        clock = FakeClock()
+        async with running(SmtpSettings(), clock=clock) as rig, connected(rig.mx) as client:
+            (session,) = rig.server._sessions
+            for number in range(10):
+                clock.advance(200)
+                rig.server.sweep()
+                if session.transport.is_closing():
+                    break
+                await client.ask_all(*useless(number))
+            assert number == 8
+            assert (await client.reply())[:9] == "421 4.4.2"
+
+    uvloop.run(scenario())
+
+
+def test_recipients_one_now_and_then_end_in_421():
+    async def scenario():
+        clock = FakeClock()
+        async with running(SmtpSettings(), clock=clock) as rig, connected(rig.mx) as client:
+            await client.ask("MAIL FROM:<a@far.example>")
+            (session,) = rig.server._sessions
+            for number in range(10):
+                clock.advance(290)
+                rig.server.sweep()
+                if session.transport.is_closing():
+                    break
+                assert (await client.ask(f"RCPT TO:<u{number}@example.org>"))[:3] == "250"
+            assert number == 6
+
+    uvloop.run(scenario())
+
+
+@pytest.mark.parametrize("door", ["mx", "lmtp"])
+def test_who_brings_messages_or_is_of_the_house_may_stay(door):
+    async def scenario():
+        clock = FakeClock()
+        hello = "LHLO" if door == "lmtp" else "EHLO"
+        async with (
+            running(SmtpSettings(), clock=clock) as rig,
+            connected(getattr(rig, door), hello=hello) as client,
+        ):
+            for _ in range(30):
+                clock.advance(290)
+                rig.server.sweep()
+                lines = ("NOOP",) if door == "lmtp" else ("MAIL FROM:<>", "RCPT TO:<a@example.org>", "DATA")
+                await client.ask_all(*lines)
+                if door == "mx":
+                    assert (await client.ask("."))[:3] == "250"
+
+    uvloop.run(scenario())
