@@ -2,7 +2,8 @@
 
 Owns the split of one envelope for doors that owe each recipient an answer of its own
 (RFC 2033 4.2). What leads nowhere is answered at once; the rest goes to intake as a
-message for each organization, all in one batch of the journal. Decides nothing itself.
+message for each organization, and one for each inbox whose owner's acts the rules ask about,
+all in one batch of the journal. Decides nothing itself.
 """
 
 from __future__ import annotations
@@ -27,16 +28,30 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("intake")
 
+INBOXES_APART = 50  # of one message; what is beyond them is judged together
+
 Take = Callable[["Arrival"], Awaitable["Receipt"]]
 
 
 @dataclass(frozen=True, slots=True)
+class Owner:
+    """Whom a recipient belongs to. mailbox_id: the inbox that is judged alone, '' with its organization."""
+
+    organization_id: str
+    mailbox_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Apiece:
-    """Takes in by `take`, which accepts a whole envelope or refuses it."""
+    """Takes in by `take`, which accepts a whole envelope or refuses it.
+
+    is_apart: whether rules may rule otherwise for an inbox than for its neighbours.
+    """
 
     take: Take
     routing: Routing
     threads: Threads
+    is_apart: Callable[[str], bool] = lambda _mailbox_id: False
 
     async def accept(self, arrival: Arrival) -> tuple[Receipt | Refusal, ...]:
         """Return an answer for each recipient of the envelope, in its order.
@@ -44,8 +59,8 @@ class Apiece:
         Spooled content is taken over, as by `take`. Raises nothing but what ends a task.
         """
         recipients = arrival.envelope.recipients
-        owners = [await self._owner(recipient) for recipient in recipients]
-        shares = list(dict.fromkeys(owner for owner in owners if isinstance(owner, str)))
+        owners = _together([await self._owner(recipient) for recipient in recipients])
+        shares = list(dict.fromkeys(owner for owner in owners if isinstance(owner, Owner)))
         contents = await self._contents(arrival.content, len(shares))
         taken = await asyncio.gather(
             *(
@@ -56,10 +71,10 @@ class Apiece:
             )
         )
         by_share = dict(zip(shares, map(iter, taken), strict=True))
-        return tuple(next(by_share[owner]) if isinstance(owner, str) else owner for owner in owners)
+        return tuple(next(by_share[owner]) if isinstance(owner, Owner) else owner for owner in owners)
 
-    async def _owner(self, recipient: Recipient) -> str | Refusal:
-        """Return the organization that a recipient belongs to, or why no mail is taken for it."""
+    async def _owner(self, recipient: Recipient) -> Owner | Refusal:
+        """Return whom a recipient belongs to, or why no mail is taken for it."""
         groups: dict[str, Group] = {}
         try:
             sort(groups, recipient, await self.routing.resolve(recipient.address))
@@ -68,7 +83,9 @@ class Apiece:
         except Exception:  # the same as at the top of a session: one recipient's fault
             log.exception("recipient not resolved")
             return _broken()
-        return next(iter(groups))
+        ((organization_id, group),) = groups.items()
+        inboxes = [local.mailbox.id for _, local in group.local if self.is_apart(local.mailbox.id)]
+        return Owner(organization_id, inboxes[0] if inboxes else "")
 
     async def _contents(self, content: bytes | Spooled, count: int) -> Sequence[bytes | Spooled | Refusal]:
         """Return the content once for each share: a spool file goes away with the record that names it."""
@@ -108,9 +125,21 @@ class Apiece:
     async def _told_apart(self, recipients: list[Recipient], refusal: Refusal) -> list[Receipt | Refusal]:
         """Answer a refused share: who was closed meanwhile is the only one refused for it."""
         owners = [await self._owner(recipient) for recipient in recipients]
-        if all(isinstance(owner, str) for owner in owners):
+        if all(isinstance(owner, Owner) for owner in owners):
             return [refusal] * len(recipients)
-        return [_broken() if isinstance(owner, str) else owner for owner in owners]
+        return [_broken() if isinstance(owner, Owner) else owner for owner in owners]
+
+
+def _together(owners: list[Owner | Refusal]) -> list[Owner | Refusal]:
+    """Leave those beyond the first inboxes to their organizations: each share is a record of its own."""
+    inboxes = dict.fromkeys(one.mailbox_id for one in owners if isinstance(one, Owner) and one.mailbox_id)
+    apart = set(list(inboxes)[:INBOXES_APART])
+    return [
+        replace(one, mailbox_id=one.mailbox_id if one.mailbox_id in apart else "")
+        if isinstance(one, Owner)
+        else one
+        for one in owners
+    ]
 
 
 def _broken() -> Refusal:

@@ -80,7 +80,7 @@ class Correspondents:
         self._turn = 0
         self._is_behind = False  # news may have been missed
         self._rules: RuleSet | None = None
-        self._is_asked = self._is_asked_alone = False
+        self._is_asked = self._is_asked_alone = self._is_asked_at_message = False
         threads.hub.subscribe("signs", None, self._forget)
         threads.hub.subscribe(signs.DUE, None, lambda _: self._turns.wake())
 
@@ -114,6 +114,9 @@ class Correspondents:
         rules = self._rules = self._rulebook.rules
         indexes = [rules.by_stage[stage] for stage in ("message", "deliver") if stage in rules.by_stage]
         self._is_asked = any(NAMES.intersection(rule.facts) for index in indexes for rule in index.rules)
+        self._is_asked_at_message = "message" in rules.by_stage and any(
+            NAMES.intersection(rule.facts) for rule in rules.by_stage["message"].rules
+        )
         deliver = rules.by_stage.get("deliver")
         # A rule that wants one of these to be true says nothing about an inbox without signs.
         self._is_asked_alone = deliver is not None and all(
@@ -131,6 +134,10 @@ class Correspondents:
         if not self._is_asked:
             return False
         return len(self._inboxes) >= INBOXES_LIMIT or not self._inboxes.isdisjoint(mailbox_ids)
+
+    def sets_apart(self, mailbox_id: str) -> bool:
+        """Return whether the rules at message may rule otherwise for this inbox than for its neighbours."""
+        return self.knows((mailbox_id,)) and self._is_asked_at_message
 
     def spares(self, mailbox_id: str) -> bool:
         """Return whether the rules at deliver are about known correspondents, and this inbox has none."""

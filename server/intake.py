@@ -160,7 +160,10 @@ class Intake(Door):
 
     async def accept_each(self, arrival: Arrival) -> tuple[Receipt | Refusal, ...]:
         """Take a message in for as many recipients as can be; returns an answer for each, in order."""
-        return await Apiece(self.accept, self._routing, self._threads).accept(arrival)
+        apiece = Apiece(self.accept, self._routing, self._threads)
+        if self._correspondents is not None:
+            apiece = replace(apiece, is_apart=self._correspondents.sets_apart)
+        return await apiece.accept(arrival)
 
     async def _judge(self, arrival: Arrival, files: list[Spooled]) -> tuple[list[Accepted], Refused | None]:
         """Return a record for each organization, and what is refused for its reputation.

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from server.apiece import INBOXES_APART, Owner, _together
 from server.arrival import Arrival
 from server.correspondents import HALF_LIFE, Correspondents, score, told
 from server.origin import Origin
+from server.refusal import Refusal
 from storage import accounts, mailboxes, schema, signs
 from storage.mailboxes import FlagMode
 from storage.records import Envelope, Peer, Recipient, Source, Verdict
@@ -409,3 +411,57 @@ def test_the_header_of_peer_is_not_what_is_learnt(tmp_path):
         assert not any(one.startswith("domain") for one, _ in known(appliance))
 
     run(tmp_path, scenario)
+
+
+KNOWN_ALONE = """
+[[rule]]
+name = "known-alone"
+stage = "message"
+when = 'source == "lmtp" && correspondent_unwanted'
+action = "reject"
+"""
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+def test_over_lmtp_each_inbox_answers_by_its_own_owner(tmp_path, is_large):
+    """One owner has put the sender into Junk: the other one's mail comes, and a third's too."""
+
+    async def scenario(appliance: Appliance) -> None:
+        learner = learning(appliance)
+        for uid in (1, 2):
+            await receive(appliance)
+            shift(appliance, "INBOX", "Junk", uid)
+            await learner.learn()
+        to = ("two@ours.example", "one@ours.example", "x@other.example", "one@ours.example")
+        envelope = Envelope("ada@far.example", tuple(map(Recipient, to)))
+        content = appliance.spool(MAIL) if is_large else MAIL
+        answers = await appliance.intake.accept_each(Arrival(Source.LMTP, PEER, envelope, content))
+        codes = [answer.code if isinstance(answer, Refusal) else 250 for answer in answers]
+        assert codes == [250, 550, 250, 550]
+        named = [[one.address for one in record.envelope.recipients] for record in appliance.accepted[-2:]]
+        assert sorted(named) == [["two@ours.example"], ["x@other.example"]]
+        # Without the rule all of an organization share one message again.
+        shared = await shared_by(appliance)
+        assert shared == [["one@ours.example", "two@ours.example"]]
+
+    run(tmp_path, scenario, KNOWN_ALONE)
+
+
+async def shared_by(appliance: Appliance) -> list[list[str]]:
+    """The recipients of each record that a message to two inboxes makes without a rule about them."""
+    for path in appliance.rulebook._directory.glob("*.toml"):
+        path.write_text("")
+    appliance.rulebook.reload()
+    accepted = len(appliance.accepted)
+    to = ("one@ours.example", "two@ours.example")
+    envelope = Envelope("ada@far.example", tuple(map(Recipient, to)))
+    await appliance.intake.accept_each(Arrival(Source.LMTP, PEER, envelope, MAIL))
+    return [[one.address for one in record.envelope.recipients] for record in appliance.accepted[accepted:]]
+
+
+def test_not_more_than_some_inboxes_of_a_message_are_judged_alone():
+    owners = [Owner("org_1", f"inb_{number}") for number in range(INBOXES_APART + 9)]
+    together = _together([*owners, Refusal(550, "5.2.1", "no"), Owner("org_1")])
+    assert len({one for one in together if isinstance(one, Owner)}) == INBOXES_APART + 1
+    assert together[:INBOXES_APART] == owners[:INBOXES_APART]
+    assert isinstance(together[-2], Refusal)

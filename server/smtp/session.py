@@ -361,7 +361,6 @@ class Session(SMTP):
                 # Between chunks: many small ones are no better than one that trickles.
                 self.deadline = min(self.deadline, self._content_deadline())
             elif self.identity is None and not lmtp.is_vouched(self):
-                # Nor are many commands that lead to no message any better than silence.
                 self.deadline = min(self.deadline, self.useful_at + settings.message_timeout_seconds)
 
     def _content_deadline(self) -> float:
@@ -478,11 +477,11 @@ class Session(SMTP):
         return commands.end_content(self)
 
     async def _spill(self, reader: DataReader | ChunkReader, body: Body) -> None:
-        clock = self.server.clock
-        begun = clock.monotonic()
+        begun = self.server.clock.monotonic()
         try:
             await body.spill()
-            self._content_since += clock.monotonic() - begun  # a slow disk is not the client's fault
+            # A slow disk is not the client's fault.
+            self._content_since += self.server.clock.monotonic() - begun
         except Full:
             body.release()
             reader.inspection.fault = Refusal(452, "4.3.1", "Insufficient system storage, try again later")
