@@ -6,7 +6,6 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 
@@ -14,6 +13,7 @@ from bench.postfix import Postfix
 from tests.daemon.letters import DOMAIN
 from tests.daemon.running import ROOT, Daemon, free_ports, until
 from tests.interop.programs import program, run
+from tests.interop.scans import judge_tls
 
 REFUSING = """
 [[rule]]
@@ -163,23 +163,4 @@ def test_postfix_delivers_by_lmtp(house: Daemon, tmp_path: Path, way: str) -> No
     ],
 )
 def test_sslscan_finds_no_weak_suite(house: Daemon, tmp_path: Path, door: str, options: list[str]) -> None:
-    place = f"127.0.0.1:{house.ports[door]}"
-    run(tmp_path, program("sslscan"), "--no-colour", f"--xml={tmp_path}/found.xml", *options, place)
-    found = ElementTree.parse(tmp_path / "found.xml")
-    spoken = {
-        f"{one.get('type')} {one.get('version')}"
-        for one in found.iter("protocol")
-        if one.get("enabled") == "1"
-    }
-    assert spoken == {"tls 1.2", "tls 1.3"}
-    suites = list(found.iter("cipher"))
-    assert suites
-    # Its word for the suites of TLS 1.3 is acceptable.
-    assert {suite.get("strength") for suite in suites} <= {"strong", "acceptable"}
-    for suite in suites:
-        assert int(suite.get("bits", "0")) >= 128
-        assert "GCM" in suite.get("cipher", "") or "POLY1305" in suite.get("cipher", "")
-        assert suite.get("ecdhebits"), "forward secrecy"
-    assert [one.get("vulnerable") for one in found.iter("heartbleed")].count("1") == 0
-    assert all(one.get("supported") == "0" for one in found.iter("compression"))
-    assert all(one.get("supported") == "0" or one.get("secure") == "1" for one in found.iter("renegotiation"))
+    judge_tls(tmp_path, f"127.0.0.1:{house.ports[door]}", options)
