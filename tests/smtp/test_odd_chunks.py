@@ -1,4 +1,4 @@
-"""BDAT with sizes that no client means, whole and octet by octet: the same answers, and no octet is a command."""
+"""BDAT with sizes that no client means, whole and octet by octet: the same answers."""
 
 import asyncio
 
@@ -45,7 +45,9 @@ async def answers(port: int, octets: bytes, step: int) -> list[bytes]:
 def test_odd_chunks_are_answered_alike_however_they_are_cut(octets):
     async def scenario():
         async with running() as rig:
-            for step in (len(BEGIN + octets), 1 if octets.endswith(b"QUIT\r\n") else len(BEGIN)):
+            # Where the server closes, what is still to be written would cost the client its answer.
+            is_closed = not CASES[octets][-1].startswith(b"221")
+            for step in (len(BEGIN + octets), len(BEGIN) if is_closed else 1):
                 assert (await answers(rig.mx, BEGIN + octets, step))[4:] == CASES[octets]
 
     uvloop.run(scenario())
