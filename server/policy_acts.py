@@ -88,6 +88,7 @@ def policy_replay(
         "tried": replay.tried,
         "partly": replay.partly,
         "unscanned": replay.unscanned,
+        "not_known": replay.not_known,
         "changed": replay.changed,
         "differences": differences,
     }

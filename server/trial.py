@@ -18,7 +18,7 @@ from policies.engine import Known, judge
 from policies.explain import why
 from policies.facts import FACTS
 from policies.lists import Listed
-from server import evidence
+from server import client_facts, correspondents, evidence
 from server.arrival import listed
 from server.evidence import Case, Facts
 from server.greylist import Greylist, bringer
@@ -194,6 +194,24 @@ def _by_fields(stored: Stored) -> evidence.Letter:
     return evidence.Letter(head, stored.octets, lambda: head)
 
 
+# What replay counts as it goes; the rest of EMPTY stays as it is there.
+_TOLD = frozenset(
+    {f"{of}sent_last_{span}" for of in ("", "inbox_", "organization_") for span in ("hour", "day")}
+    | {"domain_sent_last_day", "domain_age_days", "similar_bodies_last_hour"}
+)
+_TAKEN_AS_NONE = frozenset(EMPTY) - _TOLD | correspondents.NAMES | client_facts.HELO | client_facts.DOMAINS
+
+
+def not_known(*rule_sets: RuleSet) -> list[str]:
+    """Return the facts and lists that rules ask about and that replay takes as none, by name."""
+    asked: set[str] = set()
+    for rules in rule_sets:
+        for index in rules.by_stage.values():
+            asked |= {name for rule in index.rules for name in rule.facts} & _TAKEN_AS_NONE
+        asked |= {f'list "{rules.derived[name].argument}"' for name in rules.asked_ahead}
+    return sorted(asked)
+
+
 @dataclass(slots=True)
 class _Tally:
     """What was sent in the stretch that is replayed, by key, in buckets as the server's own."""
@@ -227,6 +245,7 @@ class Replay:
         self.partly = 0
         self.unscanned = 0
         self.changed = 0
+        self.not_known = not_known(before.rules, after.rules)
 
     def run(self, *, since: int, limit: int) -> Iterator[dict[str, Any]]:
         """Yield the first `limit` differences among messages accepted since a time; counts all of them."""

@@ -275,6 +275,8 @@ def replayed(result: Mapping[str, Any]) -> None:
     if result.get("unscanned"):
         words += f"; {result['unscanned']} were not scanned: to rules about scanners they are unknown"
     print(words)
+    if result.get("not_known"):
+        print(f"not known of the past, taken as none: {', '.join(result['not_known'])}")
     for row in result["differences"]:
         to = ", ".join(plain(address) for address in row["to"])
         print(f"{row['id']}  {moment(row['at'])[:19]}  {row['source']}  {plain(row['from']) or '<>'} to {to}")
