@@ -88,8 +88,7 @@ class Part:
 
 def scan(message: Octets) -> Part:
     """The structure of a message; all octets have one, so nothing is ever refused."""
-    scanner = _Scanner(message)
-    root = scanner.run()
+    root = _Scanner(message).run()
     if not root.parts and _has_lines(root.content.media) and not root.content.media.is_message:
         return _single(message, root)
     return _freeze(root, _count_lines(message, root))
