@@ -353,22 +353,18 @@ class Session(SMTP):
         settings, now = self.server.settings, self.server.clock.monotonic()
         if self.phase is Phase.CONTENT:
             # Each block moves it on, but not by more than it is worth: content may not trickle for ever.
-            self.deadline = min(now + settings.data_timeout_seconds, self._content_deadline())
+            assert self.reader is not None
+            latest = settings.content_deadline(since=self._content_since, octets=self.reader.received)
+            self.deadline = min(now + settings.data_timeout_seconds, latest)
         elif self.deadline == math.inf:
             # Half a line moves nothing: a command has its time as a whole.
             self.deadline = now + settings.command_timeout_seconds
             if self.reader is not None:
                 # Between chunks: many small ones are no better than one that trickles.
-                self.deadline = min(self.deadline, self._content_deadline())
+                latest = settings.content_deadline(since=self._content_since, octets=self.reader.received)
+                self.deadline = min(self.deadline, latest)
             elif self.identity is None and not lmtp.is_vouched(self):
                 self.deadline = min(self.deadline, self.useful_at + settings.message_timeout_seconds)
-
-    def _content_deadline(self) -> float:
-        """The latest moment for what has come of a message's content since its beginning."""
-        assert self.reader is not None
-        settings = self.server.settings
-        worth = self.reader.received / settings.least_octets_per_second
-        return self._content_since + worth + settings.data_timeout_seconds
 
     def _take_line(self) -> bytes | None:
         """Return the next line without CRLF, or None; a line that never gets whole is refused."""

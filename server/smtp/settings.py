@@ -52,3 +52,7 @@ class SmtpSettings:
     spool_threshold_octets: int = 256 * 1024
     max_memory_octets: int = 64 * MEBI
     strangers: StrangerLimits = field(default_factory=StrangerLimits)
+
+    def content_deadline(self, *, since: float, octets: int) -> float:
+        """The latest moment for the next of a message's content, of which so much came since it began."""
+        return since + octets / self.least_octets_per_second + self.data_timeout_seconds
