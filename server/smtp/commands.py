@@ -20,12 +20,14 @@ from server.refusal import Refusal
 from server.smtp import door as doors
 from server.smtp import grammar, lmtp, replies, xclient
 from server.smtp.data import ChunkReader, DataReader, LineEnds
-from server.smtp.sasl import Credentials, Exchange, Proof, Token
+from server.smtp.sasl import Asks, Credentials, Exchange, Proof, Token
+from server.smtp.steps import Phase
 from storage.errors import Full
 from storage.records import Envelope
 
 if TYPE_CHECKING:
     from server.login import Identity
+    from server.smtp.sasl import Outcome
     from server.smtp.session import Session
     from server.smtp.steps import Step
 
@@ -389,6 +391,20 @@ def _auth(session: Session, command: grammar.Auth) -> Step | None:
     if session.transaction is not None:
         raise Refusal(503, "5.5.1", "A transaction is under way")  # RFC 4954 4
     return session.begin_exchange(Exchange(command.mechanism), command.initial)
+
+
+def continue_exchange(session: Session, outcome: Outcome) -> Step | None:
+    """Go on with an AUTH dialogue: ask further, or check what was shown."""
+    session.phase = Phase.AUTH
+    if isinstance(outcome, bytes):
+        session.reply(replies.challenge(outcome))
+        return None
+    if isinstance(outcome, Asks):
+        return ask_scram(session, outcome.user)
+    if isinstance(outcome, Token):
+        return take_token(session, outcome)
+    session.end_exchange()
+    return log_in(session, outcome)
 
 
 async def ask_scram(session: Session, user: str) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable
-from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import structlog
@@ -23,8 +22,7 @@ from server.smtp import commands, grammar, lmtp, replies
 from server.smtp import door as doors
 from server.smtp.body import Body
 from server.smtp.data import ChunkReader, DataReader
-from server.smtp.sasl import Asks, Token
-from server.smtp.steps import Phase, Step, name_of, resume
+from server.smtp.steps import Farewell, Phase, Step, name_of, resume, secured
 from storage.errors import Full
 from storage.records import Peer
 
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
     from server.login import Identity
     from server.proxy_protocol import Origin
     from server.smtp.door import Door
-    from server.smtp.sasl import Exchange, Outcome
+    from server.smtp.sasl import Exchange
     from server.smtp.server import SmtpServer
     from storage.records import Envelope
 
@@ -88,6 +86,7 @@ class Session(SMTP):
         self._at_eof = False
         self._spree = 0  # lines and steps since other connections had their turn
         self._lost = False
+        self._farewell: Farewell | None = None
         self._pause: asyncio.Future[None] | None = None
         self._content_since = 0.0  # moved on by what we took for our own part of it
         self.useful_at = 0.0  # when the last message was complete, or the connection began
@@ -122,6 +121,8 @@ class Session(SMTP):
     def data_received(self, data: bytes) -> None:
         """Take octets; deal with what is complete unless a step is under way."""
         if self.phase is Phase.CLOSING:
+            if self._farewell is not None:
+                self._farewell.hear(data)
             return
         if self._at < len(self._input):
             self._input = self._input[self._at :] + data
@@ -138,7 +139,7 @@ class Session(SMTP):
         self._at_eof = True
         self.hurry()
         # A TLS transport closes itself; a plain one stays open while a step is under way.
-        return self._task is not None and self.peer.tls_version is None
+        return self._task is not None and self.peer.tls_version is None and self.phase is not Phase.CLOSING
 
     def connection_lost(self, error: Exception | None) -> None:
         """The connection is gone: an unfinished message is discarded."""
@@ -224,7 +225,7 @@ class Session(SMTP):
         repertoire = replies.Repertoire.UTF8 if utf8 else replies.Repertoire.ASCII
         self.reply(replies.of_refusal(refusal, repertoire))
         if refusal.code == 421:
-            self.close()
+            self.dismiss()
 
     def count_error(self) -> bool:
         """Count a wrong command; return whether it was one too many."""
@@ -235,7 +236,7 @@ class Session(SMTP):
         """Queue the reply to a wrong command; at too many, 421 takes its place and all ends."""
         if self.count_error():
             self.reply(replies.TOO_MANY_ERRORS)
-            self.close()
+            self.dismiss()
         else:
             self.reply(reply)
 
@@ -243,12 +244,25 @@ class Session(SMTP):
         """Send what is queued and close; nothing more is read."""
         if self.phase is Phase.CLOSING:
             return
+        self._leave()
+        assert self.transport is not None
+        self.transport.close()
+
+    def dismiss(self) -> None:
+        """Close on a client that may still be sending, and let it read what is queued."""
+        assert self.transport is not None
+        if self.phase is Phase.CLOSING or self._at_eof or not self.transport.can_write_eof():
+            self.close()
+            return
+        self._leave()
+        self._resume_reading()
+        self._farewell = Farewell(self.transport)
+
+    def _leave(self) -> None:
         self._flush()
         self.phase = Phase.CLOSING
         self._input, self._at = b"", 0
         self.deadline = self.server.clock.monotonic() + LINGER_SECONDS
-        assert self.transport is not None
-        self.transport.close()
 
     @property
     def is_waiting(self) -> bool:
@@ -404,7 +418,7 @@ class Session(SMTP):
                 raise grammar.bare_line_end()
             if self.phase is Phase.AUTH:
                 assert self.exchange is not None
-                return self._continue_exchange(self.exchange.answer(line))
+                return commands.continue_exchange(self, self.exchange.answer(line))
             command = grammar.parse(line, self.dialect)
             step = commands.HANDLERS[type(command)](self, command)
             return self._run(step) if step is not None and type(command) in commands.PROMPT else step
@@ -440,7 +454,7 @@ class Session(SMTP):
             self._rebuke(replies.of_refusal(refusal))
         # What follows would be content, or another protocol: never to be read as commands.
         if verb == b"BDAT" or (verb == b"DATA" and self.has_input) or (verb and commands.is_foreign(line)):
-            self.close()
+            self.dismiss()
 
     def _broke(self) -> None:
         log.exception("session step failed", session=self.number)
@@ -499,19 +513,7 @@ class Session(SMTP):
     def begin_exchange(self, exchange: Exchange, initial: bytes | None) -> Step | None:
         """Begin an AUTH dialogue; raises Refusal."""
         self.exchange = exchange
-        return self._continue_exchange(exchange.begin(initial))
-
-    def _continue_exchange(self, outcome: Outcome) -> Step | None:
-        self.phase = Phase.AUTH
-        if isinstance(outcome, bytes):
-            self.reply(replies.challenge(outcome))
-            return None
-        if isinstance(outcome, Asks):
-            return commands.ask_scram(self, outcome.user)
-        if isinstance(outcome, Token):
-            return commands.take_token(self, outcome)
-        self.end_exchange()
-        return commands.log_in(self, outcome)
+        return commands.continue_exchange(self, exchange.begin(initial))
 
     def end_exchange(self) -> None:
         """Leave the AUTH dialogue, if one is under way."""
@@ -565,24 +567,17 @@ class Session(SMTP):
 
     def _note_tls(self) -> None:
         assert self.transport is not None
-        tls = self.transport.get_extra_info("ssl_object")
-        self.peer = replace(
-            self.peer,
-            helo="",
-            extended=False,
-            identity=None,
-            tls_version=tls.version() or "",
-            tls_cipher=tls.cipher()[0],
-        )
+        self.peer = secured(self.peer, self.transport.get_extra_info("ssl_object"))
         self.identity = None
         self.reset()
 
     # The transport
 
     def _flush(self) -> None:
-        if self._replies and self.transport is not None and not self.transport.is_closing():
+        transport = self.transport
+        if self._replies and transport is not None and self._farewell is None and not transport.is_closing():
             # RFC 2920 3.2: replies to commands that came together leave together.
-            self.transport.write(b"".join(self._replies))
+            transport.write(b"".join(self._replies))
         self._replies.clear()
 
     def _pause_reading(self) -> None:

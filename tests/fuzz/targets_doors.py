@@ -58,11 +58,20 @@ class Wire(asyncio.Transport):
         super().__init__({"peername": ("192.0.2.1", 4711)})
         self.written = bytearray()
         self.closed = False
+        self.half_closed = False
         self.paused = False
 
     def write(self, data: Any) -> None:
         assert not self.closed
+        assert not self.half_closed
         self.written += data
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        assert not self.closed
+        self.half_closed = True
 
     def close(self) -> None:
         self.closed = True
