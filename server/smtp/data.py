@@ -251,7 +251,8 @@ class ChunkReader:
         if not content:
             return b""
         admitted = self.inspection.admit(content)
-        self._in_line = not admitted.endswith(b"\r\n")
+        if admitted:  # of NUL alone nothing is left
+            self._in_line = not admitted.endswith(b"\r\n")
         return admitted
 
     def _close(self) -> bytes:

@@ -67,7 +67,7 @@ def secured(peer: Peer, tls: ssl.SSLObject) -> Peer:
 class Farewell:
     """The end of a connection on a client that may still be sending: what comes is thrown away.
 
-    Closed with octets unread TCP would reset, and the last reply be lost (RFC 1122 4.2.2.13).
+    Closed with octets unread TCP would reset, and the last reply be lost.
     """
 
     def __init__(self, transport: asyncio.Transport) -> None:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from server.smtp.data import ChunkReader, ContentLimits, DataReader
-from tests.fuzz.targets_smtp import check_data, check_grammar
+from server.smtp.data import ChunkReader, ContentLimits, DataReader, LineEnds
+from tests.fuzz.targets_smtp import check_data, check_grammar, read_chunks
 
 LIMITS = ContentLimits(octets=10_000)
 # Streams dense in what matters: line ends, dots, NUL, header names.
@@ -263,6 +263,13 @@ def test_chunks_with_bare_line_ends_are_refused(parts):
     content, reader = chunks(*parts)
     assert content == b"" or parts[0][-1:] == b"\r"
     assert (reader.fault.code, reader.fault.enhanced) == (550, "5.5.2")
+
+
+@pytest.mark.parametrize("cut", range(1, 8))
+def test_a_nul_behind_the_last_line_is_mended_away_however_it_comes(cut):
+    stream = b"\r\na\r\n\0\0"
+    parts = [stream[at : at + cut] for at in range(0, len(stream), cut)]
+    assert read_chunks(parts, 3, LineEnds.MENDED) == (b"\r\na\r\n", False)
 
 
 def test_reading_costs_no_more_than_linear_in_tiny_segments():
