@@ -72,7 +72,7 @@ def hold(
     connection: Connection, *, selection: Selection, actor: str, at: int, action: str | None = None
 ) -> Acted:
     """Keep waiting deliveries from being tried until they are released."""
-    rows = _select(connection, selection, Verb.HOLD, at)
+    rows = _select(connection, selection, Verb.HOLD, at, action)
     _change(connection, rows, at=at, state=DeliveryState.HELD, due=None, action=action)
     _tell(connection, rows, kind="message.held", actor=actor, at=at, action=action)
     return Acted(tuple(row.id for row in rows))
@@ -82,7 +82,7 @@ def release(
     connection: Connection, *, selection: Selection, actor: str, at: int, action: str | None = None
 ) -> Acted:
     """Let held deliveries be tried, at once."""
-    rows = _select(connection, selection, Verb.RELEASE, at)
+    rows = _select(connection, selection, Verb.RELEASE, at, action)
     _give_time(connection, rows, at)
     _change(connection, rows, at=at, state=DeliveryState.SCHEDULED, due=at, action=action)
     _tell(connection, rows, kind="message.released", actor=actor, at=at, action=action)
@@ -93,7 +93,7 @@ def retry_now(
     connection: Connection, *, selection: Selection, actor: str, at: int, action: str | None = None
 ) -> Acted:
     """Make deferred deliveries that wait for a later time due at once."""
-    rows = _select(connection, selection, Verb.RETRY, at)
+    rows = _select(connection, selection, Verb.RETRY, at, action)
     _change(connection, rows, at=at, state=DeliveryState.DEFERRED, due=at, action=action)
     _tell(connection, rows, kind="message.retried", actor=actor, at=at, action=action)
     return Acted(tuple(row.id for row in rows))
@@ -106,7 +106,7 @@ def cancel(
 
     With an action, which may be taken back, their messages stay in the spool until it is closed.
     """
-    rows = _select(connection, selection, Verb.CANCEL, at)
+    rows = _select(connection, selection, Verb.CANCEL, at, action)
     _change(connection, rows, at=at, state=DeliveryState.CANCELLED, due=None, action=action)
     _tell(connection, rows, kind="message.cancelled", actor=actor, at=at, action=action)
     finished = finish(connection, message_ids=sorted({row.message_id for row in rows}))
@@ -154,9 +154,15 @@ def _matching(query: Select[Any], selection: Selection, verb: Verb, at: int) -> 
     return query.where(table.c.next_attempt_at > at) if verb is Verb.RETRY else query
 
 
-def _select(connection: Connection, selection: Selection, verb: Verb, at: int) -> Rows:
+def _select(connection: Connection, selection: Selection, verb: Verb, at: int, action: str | None) -> Rows:
     names = ("id", "organization_id", "message_id", "recipient", "state", "next_attempt_at", "expires_at")
     query = _matching(select(*[table.c[name] for name in names]), selection, verb, at)
+    if action is not None:
+        # What an act made due may have been tried and deferred again before its next part.
+        mine = select(items.c.delivery_id).where(
+            items.c.action_id == action, items.c.delivery_id == table.c.id
+        )
+        query = query.where(~mine.exists())
     return connection.execute(query.limit(LIMIT).with_for_update()).all()
 
 

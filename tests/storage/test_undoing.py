@@ -159,6 +159,28 @@ def test_records_of_closed_acts_are_dropped_in_the_end(database: Database) -> No
     assert number(database, queue_actions) == 0
 
 
+def test_an_act_in_parts_takes_no_delivery_twice(database: Database) -> None:
+    put(
+        database,
+        delivery_values("dlv_1", message_id="msg_1", state="deferred", next_attempt_at=NOW + HOUR),
+        delivery_values("dlv_2", message_id="msg_2", state="deferred", next_attempt_at=NOW + HOUR),
+    )
+    action, acted = act(database, Verb.RETRY, Selection(delivery_id="dlv_1"))
+    assert acted.changed == ("dlv_1",)
+    pick = Pick("org_a", "peer.test", 0, 10)
+    (ours,) = database.write(
+        lambda c: queue.lease(c, picks=[pick], token="t", now=LATER, until=LATER + 900 * SECOND)
+    )
+    settlement = Settlement(
+        ours, Outcome(DeliveryState.DEFERRED, 451, text="later", phase="rcpt"), LATER + HOUR
+    )
+    database.write(lambda c: queue.settle(c, settlements=[settlement], at=LATER))
+    further = database.write(
+        lambda c: ACTS[Verb.RETRY](c, selection=Selection(), actor="ann", at=LATER, action=action)
+    )
+    assert further.changed == ("dlv_2",)
+
+
 def test_a_large_act_is_taken_back_in_parts(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(database)
     before = states(database)
