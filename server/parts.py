@@ -15,6 +15,7 @@ import structlog
 from sqlalchemy import make_url
 
 from server.config import Settings, read_secret
+from server.fresh import Fresh
 from server.proxied import Proxies
 from server.single import Single
 from server.sockets import open_listeners
@@ -155,6 +156,7 @@ class Parts:
         self.add("rejects", start=rejects.start, stop=rejects.stop)
         self.add("operator's inbox", start=lambda: self._look_for_operator(threads))
         dmarc_counts = self._dmarc_counts(threads)
+        fresh = Fresh(self.clock) if "delivery" in settings.server.roles else None
         intake = Intake(
             threads=threads,
             routing=routing,
@@ -175,6 +177,7 @@ class Parts:
             dmarc_counts=dmarc_counts,
             scanning=self._scanning(threads),
             client_facts=client_facts,
+            fresh=fresh,
         )
         roles = settings.server.roles
         if "delivery" in roles:
@@ -265,6 +268,7 @@ class Parts:
         from server.delivery.bounce import Bouncer
         from server.delivery.closing import Closing
         from server.delivery.complaints import Complaints
+        from server.delivery.doubts import Doubts
         from server.delivery.held import HeldExpiry
         from server.delivery.scheduler import Scheduler
 
@@ -282,6 +286,7 @@ class Parts:
             tls_context=opportunistic_context(),
             jitter=random.Random(),  # noqa: S311  spreads retries, keeps no secret
             holder=threads.store.instance,
+            fresh=intake.fresh,
         )
         drain = settings.server.drain_seconds
         self.add("delivery", start=scheduler.start, stop=lambda: scheduler.stop(drain))
@@ -303,6 +308,13 @@ class Parts:
         single.addService(Part("held mail", start=expiry.start, stop=expiry.stop))
         closing = Closing(threads=threads, clock=self.clock, seconds=settings.delivery.undo_seconds)
         single.addService(Part("actions", start=closing.start, stop=closing.stop))
+        doubts = Doubts(
+            threads=threads,
+            clock=self.clock,
+            seconds=settings.delivery.in_doubt_deadline_seconds,
+            unanswered=settings.delivery.in_doubt_unanswered,
+        )
+        single.addService(Part("doubts", start=doubts.start, stop=doubts.stop))
         complaints = Complaints(threads=threads, hub=hub, clock=self.clock, hostname=settings.server.hostname)
         single.addService(Part("complaints", start=complaints.start, stop=complaints.stop))
         self._add_webhooks(single, threads, hub, resolver)
@@ -400,6 +412,7 @@ class Parts:
                 mend_line_ends_of=smtp.mend_line_ends_of,
                 lmtp_networks=smtp.lmtp_networks,
                 xclient_networks=smtp.xclient_networks,
+                submission_hosts=smtp.submission_hosts,
                 spool_threshold_octets=self.settings.store.spool_threshold_octets,
                 strangers=StrangerLimits(**self.settings.protection.model_dump()),
             ),

@@ -187,6 +187,15 @@ def queue_actions(result: Mapping[str, Any]) -> None:
         print(f"  by {row['actor']}")
 
 
+def queue_doubts(result: Mapping[str, Any]) -> None:
+    """Print what waits for a verdict."""
+    if not result["deliveries"]:
+        print("nothing is in doubt")
+    for row in result["deliveries"]:
+        print(f"{row['id']}  {plain(row['recipient'])}  attempt {row['tries']}")
+        print(f"  begun {moment(row['begun_at'])[:19]}, message {row['message_id']}")
+
+
 def explanation(result: Mapping[str, Any]) -> None:
     """Print a message's facts, its timeline and its deliveries."""
     message = result["message"]

@@ -94,6 +94,19 @@ def _gather(pieces: Iterator[bytes]) -> bytes:
     return b"".join(gathered)
 
 
+def letter_of(octets: bytes, path: Path) -> Letter:
+    """Return the facts of a message that is at hand; path: where it lies too."""
+    header = octets[: _header_octets(octets)]
+    return Letter(
+        path=path,
+        octets=len(octets),
+        eight_bit=not octets.isascii(),
+        utf8_header=not header.isascii(),
+        bare_ends=_has_bare_ends(octets) or octets.endswith(b"\r"),
+        whole=octets,
+    )
+
+
 def read_letter(path: Path) -> Letter:
     """Return a message's facts; blocks on the disk. Raises OSError where the file is not to be read."""
     with path.open("rb") as file:

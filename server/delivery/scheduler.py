@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from server.clock import Clock
     from server.dns import Resolver
+    from server.fresh import Fresh
     from server.intake import Intake
     from server.routing import Routing
     from server.sections import Delivery as DeliverySettings
@@ -83,6 +84,7 @@ class Scheduler:
         tls_context: ssl.SSLContext | None,
         jitter: random.Random,
         holder: str = "",
+        fresh: Fresh | None = None,
     ) -> None:
         self._threads = threads
         self._hub = hub
@@ -90,6 +92,7 @@ class Scheduler:
         self._settings = settings
         self._dice = jitter
         self._holder = holder
+        self._asks_in_doubt = settings.in_doubt == "ask"
         self._lease_seconds = settings.data_timeout_seconds + LEASE_MARGIN_SECONDS
         self._routes = Routes(routes=settings.routes, default=settings.default_route, routing=routing)
         self._pool = Pool(
@@ -129,6 +132,7 @@ class Scheduler:
                 intake=intake, routing=routing, threads=threads, clock=clock, hostname=hostname
             ),
             outbox=outbox,
+            fresh=fresh,
         )
         self._backlog = Backlog(
             concurrency=settings.concurrency, per_domain_concurrency=settings.per_domain_concurrency
@@ -263,7 +267,9 @@ class Scheduler:
         now = self._clock.now()
         count = 1
         while count:
-            unit = partial(queue.reclaim, now=now, before=now if before is None else before)
+            unit = partial(
+                queue.reclaim, now=now, before=now if before is None else before, ask=self._asks_in_doubt
+            )
             count = await self._threads.write(unit)
             if count:
                 log.warning("deliveries taken back from ended leases", count=count)
@@ -337,10 +343,21 @@ class Scheduler:
             maximum=self._settings.retry_max_seconds,
             jitter=self._dice.random(),
         )
+        if in_doubt(outcome) and (due is not None or self._asks(delivery)):
+            return self._doubted(delivery, outcome, due=due)
         if due is None:
             expired = replace(outcome, state=DeliveryState.EXPIRED)
             return Settlement(delivery, expired, unanswerable=unanswerable)
-        return Settlement(delivery, outcome, due, in_doubt(outcome))
+        return Settlement(delivery, outcome, due)
+
+    def _asks(self, delivery: Delivery) -> bool:
+        return self._asks_in_doubt or delivery.envelope.ask_in_doubt
+
+    def _doubted(self, delivery: Delivery, outcome: Outcome, *, due: int | None) -> Settlement:
+        """Return what becomes of a message that the next server may have: sent again, or held for a word."""
+        if self._asks(delivery):
+            return Settlement(delivery, replace(outcome, state=DeliveryState.HELD), in_doubt=True)
+        return Settlement(delivery, outcome, due, in_doubt=True)
 
     def _on_settled(self, settlements: Sequence[Settlement]) -> None:
         self._release([one.delivery for one in settlements])
@@ -368,7 +385,7 @@ class Scheduler:
         """Give back a cancelled attempt's leases, or say that what was being sent is in doubt."""
         begun = self._carrier.begun(group)
         doubtful = Outcome(DeliveryState.DEFERRED, text=queue.IN_DOUBT, phase="final")
-        self._ledger.settle([Settlement(one, doubtful, self._clock.now(), in_doubt=True) for one in begun])
+        self._ledger.settle([self._doubted(one, doubtful, due=self._clock.now()) for one in begun])
         await asyncio.shield(self._give_back([one for one in group.deliveries if one not in begun]))
 
     async def _give_back(self, deliveries: Sequence[Delivery]) -> None:
