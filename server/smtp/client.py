@@ -357,9 +357,11 @@ async def connect(
 
 
 def _refused_tls(answer: Answer) -> Fault | None:
-    """Return the fault of a server that announced STARTTLS and then refused it."""
+    """Return the fault of a server that announced STARTTLS and came no further."""
     if answer.phase != "tls":
         return None
+    if answer.reply is None:
+        return Fault(ResultType.VALIDATION, answer.text[:300])
     return Fault(ResultType.NO_STARTTLS, f"the server refused STARTTLS: {answer.text}"[:300])
 
 

@@ -131,6 +131,9 @@ class StsPolicies:
         except StorageError as error:
             log.error("a kept MTA-STS policy is not read", domain=domain, problem=str(error))
             return _Entry(None, None)
+        known = self._entries.get(domain)
+        if known is not None:
+            return known  # read, or fetched, by somebody else meanwhile
         policy = _read(kept)
         return self._remember(domain, _Entry(kept if policy is not None else None, policy))
 
