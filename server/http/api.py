@@ -26,6 +26,7 @@ from server.http.organizations import OrganizationRoutes
 from server.http.queueing import QueueRoutes
 from server.http.sending import SendingRoutes
 from server.http.services import Services
+from server.http.tls_reports import TlsReportRoutes
 from server.http.upkeep import make_lifespan
 from server.http.well_known import WellKnown
 from storage import queue
@@ -101,6 +102,7 @@ def _add_routes(door: Door, services: Services) -> None:
         MessageRoutes(services, files),
         HappeningRoutes(services),
         QueueRoutes(services),
+        TlsReportRoutes(services),
     ):
         routes.add_to(door)
 
