@@ -221,6 +221,29 @@ def explanation(result: Mapping[str, Any]) -> None:
     }
     facts(shown)
     timeline(result["timeline"])
+    protection(result["timeline"])
+
+
+def protection(steps: Iterable[Mapping[str, Any]]) -> None:
+    """Print which policy the TLS of each attempt was held to, and why."""
+    attempts = [step["data"] for step in steps if step["data"].get("tls_policy")]
+    if not attempts:
+        return
+    print()
+    _table(
+        ("attempt", "to", "host", "policy", "TLS", "why"),
+        [
+            (
+                data.get("attempt", ""),
+                data.get("recipient", ""),
+                data.get("host", ""),
+                data["tls_policy"],
+                data.get("tls_version", "none"),
+                data.get("tls_reason", ""),
+            )
+            for data in attempts
+        ],
+    )
 
 
 def timeline(steps: Iterable[Mapping[str, Any]]) -> None:

@@ -229,8 +229,10 @@ class Transmitter:
             for place in exchanger.endpoints:
                 known = self._pool.dead.find(place)
                 if known is not None:
-                    last = last or (_hop(place, exchanger.applied), known.answer)
-                    passed_over.append(_passed(place.host, place.address, known.answer.text))
+                    answer = _unverified(known) if group.verified else known.answer
+                    last = last or (_hop(place, exchanger.applied), answer)
+                    passed_over.append(_passed(place.host, place.address, answer.text))
+                    enhanced = enhanced or (NOT_TRUSTED if known.fault is not None else "")
                     continue
                 if connects >= CONNECTS_LIMIT:
                     break

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 NO_STS = Sts()
 OPTIONAL = Applied("none", "the message says that TLS is not required")
-CONFIGURED = Applied("opportunistic", "the host is configured, and no policy is asked for")
+CONFIGURED = Applied("opportunistic", "a configured host")
 
 
 class Protection:
@@ -71,7 +71,7 @@ def guard(exchanger: Exchanger, domain: str, sts: Sts, anchors: Anchors) -> Exch
         return _by_dane(exchanger, anchors)
     if sts.policy is not None and sts.policy.mode is not Mode.NONE:
         return _by_sts(exchanger, domain, sts)
-    why = "the domain has no policy that can be had"
+    why = "the domain has no policy"
     faults: tuple[Fault, ...] = ()
     if sts.fault is not None:
         why, faults = f"its MTA-STS policy cannot be had: {sts.fault.text}", (sts.fault,)

@@ -252,6 +252,8 @@ def _delivery(row: Mapping[str, Any]) -> dict[str, object]:
         "said": said,
         "host": outcome.get("host", ""),
         "tls": outcome.get("tls_version", ""),
+        "policy": outcome.get("tls_policy", ""),
+        "why": outcome.get("tls_reason", ""),
     }
 
 
