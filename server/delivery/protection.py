@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from server.transport import tlsa
+from server.transport.dane import DANE_TA
 from server.transport.mtasts import Mode, matches
 from server.transport.policies import Sts
 from server.transport.security import (
@@ -90,9 +91,12 @@ def _by_dane(exchanger: Exchanger, anchors: Anchors) -> Exchanger:
     why = (
         f"DNSSEC proves {len(anchors.records)} TLSA record{'s'[: len(anchors.records) > 1]} of {anchors.base}"
     )
-    # RFC 7672 3.2.2: the names that a certificate below an anchor may be for.
-    names = tuple(dict.fromkeys((anchors.base, exchanger.host, exchanger.domain)))
-    security = Security(Level.DANE, tuple(name for name in names if name), anchors.records)
+    # RFC 7672 3.2.2: the names that a certificate below an anchor may be for. DANE-EE asks for none, so that
+    # domains behind one host share its connections.
+    names = [anchors.base]
+    if any(one.usage == DANE_TA for one in anchors.records):
+        names += [exchanger.host, exchanger.domain]
+    security = Security(Level.DANE, tuple(dict.fromkeys(filter(None, names))), anchors.records)
     return _guarded(exchanger, security, _dane(exchanger, anchors, why))
 
 

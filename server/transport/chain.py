@@ -15,6 +15,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.serialization import load_der_public_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, SignatureAlgorithmOID
 
 MAX_CERTIFICATES = 20
@@ -36,6 +37,7 @@ _WEAK = frozenset(
     }
 )  # fmt: skip
 MIN_RSA_BITS = 1024
+SEQUENCE = 0x30
 MAX_FIELDS = 12  # RFC 5280 4.1: what is signed has ten
 
 
@@ -53,16 +55,21 @@ def parse_chain(chain: Sequence[bytes]) -> list[x509.Certificate]:
         raise Broken("the server showed no certificate")
     if len(chain) > MAX_CERTIFICATES or any(len(one) > MAX_CERTIFICATE_OCTETS for one in chain):
         raise Broken("the server's chain is too long")
-    found = []
-    for octets in chain:
-        try:
-            one = x509.load_der_x509_certificate(octets)
-            # All that is read later is read once here: a damaged part raises in this place.
-            list(one.extensions)
-            one.public_key()
-        except Exception as error:  # noqa: BLE001 - the library raises more than ValueError for strangers' octets
-            raise Broken(f"a certificate cannot be read: {type(error).__name__}") from None
-        found.append(one)
+    return [load(octets) for octets in chain]
+
+
+def load(octets: bytes) -> x509.Certificate:
+    """Return a certificate of which every part that is looked at later can be read; raises Broken."""
+    try:
+        found = x509.load_der_x509_certificate(octets)
+        # The library reads parts when they are asked for: a damaged one raises in this place.
+        list(found.extensions)
+        found.public_key()
+        found.subject.rfc4514_string()
+        found.issuer.rfc4514_string()
+        _ = (found.not_valid_before_utc, found.not_valid_after_utc, found.signature_algorithm_oid)
+    except Exception as error:  # noqa: BLE001 - it raises more than ValueError for strangers' octets
+        raise Broken(f"a certificate cannot be read: {type(error).__name__}") from None
     return found
 
 
@@ -78,11 +85,15 @@ def find_path(
 
 
 def issued_by_key(
-    leaf: x509.Certificate, others: Sequence[x509.Certificate], key: Any, *, now: datetime
+    leaf: x509.Certificate, others: Sequence[x509.Certificate], key: bytes, *, now: datetime
 ) -> bool:
-    """Return whether a leaf, or what signed it, is signed by a bare key; raises Broken."""
+    """Return whether a leaf, or what signed it, is signed by a bare key in DER; raises Broken."""
+    try:
+        anchor = load_der_public_key(key)
+    except Exception as error:  # noqa: BLE001 - it raises more than ValueError for strangers' octets
+        raise Broken(f"a key cannot be read: {type(error).__name__}") from None
     _check_end(leaf, now)
-    return _Search(others, None, key, now).run(leaf)
+    return _Search(others, None, anchor, now).run(leaf)
 
 
 class _Search:
@@ -232,6 +243,15 @@ def subject_key(certificate: bytes) -> bytes:
     if len(fields) <= index:
         raise Broken("a certificate cannot be read: it is cut short")
     return fields[index][2]
+
+
+def is_sequence(octets: bytes) -> bool:
+    """Whether octets are one element of DER that holds others, and nothing behind it."""
+    try:
+        tag, _, whole = _element(octets, 0)
+    except Broken:
+        return False
+    return tag == SEQUENCE and whole == octets
 
 
 def _fields(octets: bytes) -> list[tuple[int, bytes, bytes]]:

@@ -14,7 +14,16 @@ from datetime import datetime
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from server.transport.chain import Broken, find_path, is_for, issued_by_key, parse_chain, subject_key
+from server.transport.chain import (
+    Broken,
+    find_path,
+    is_for,
+    is_sequence,
+    issued_by_key,
+    load,
+    parse_chain,
+    subject_key,
+)
 from server.transport.security import Fault, ResultType, Security, Tlsa
 
 DANE_TA, DANE_EE = 2, 3
@@ -38,14 +47,14 @@ def _is_usable(record: Tlsa) -> bool:
 
 
 def _is_whole(record: Tlsa) -> bool:
+    """Whether a record has the form of what it says; one that is not understood counts, and fails."""
+    if record.selector == PUBLIC_KEY:
+        return is_sequence(record.data)
     try:
-        if record.selector == CERTIFICATE:
-            x509.load_der_x509_certificate(record.data).public_key()
-        else:
-            serialization.load_der_public_key(record.data)
-    except Exception:  # noqa: BLE001 - whatever the library makes of a stranger's octets, they name nothing
+        subject_key(record.data)
+    except Broken:
         return False
-    return True
+    return is_sequence(record.data)
 
 
 def find_fault(chain: Sequence[bytes], security: Security, *, now: datetime) -> Fault | None:
@@ -93,13 +102,12 @@ def _reaches(certificates: Sequence[x509.Certificate], anchor: Tlsa, now: dateti
     named = [one for one in above if _names(anchor, one.public_bytes(serialization.Encoding.DER))]
     if anchor.matching == FULL and anchor.selector == CERTIFICATE and not named:
         # RFC 7671 5.2.2: given whole, it need not be sent.
-        named = [x509.load_der_x509_certificate(anchor.data)]
+        named = [load(anchor.data)]
     for one in named:
         if find_path(leaf, above, one, now=now):
             return True
     if anchor.matching == FULL and anchor.selector == PUBLIC_KEY:
-        key = serialization.load_der_public_key(anchor.data)
-        return issued_by_key(leaf, above, key, now=now)
+        return issued_by_key(leaf, above, anchor.data, now=now)
     return False
 
 

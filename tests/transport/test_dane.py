@@ -185,11 +185,22 @@ def test_maze_of_certificates_ends() -> None:
         Tlsa(3, 1, 2, bytes(32)),
         Tlsa(3, 0, 0, b"no certificate"),
         Tlsa(2, 1, 0, b"no key"),
+        Tlsa(3, 0, 0, LEAF.der + b"x"),
+        Tlsa(2, 1, 0, LEAF.key_der[:-1]),
         Tlsa(3, 0, 0, b""),
     ],
 )
 def test_record_that_means_nothing_is_not_usable(record: Tlsa) -> None:
     assert usable([record]) == ()
+
+
+def test_anchor_that_is_not_understood_is_no_reason_to_ask_for_less() -> None:
+    """What has the form of a key or certificate counts, and fails where nothing can be read there."""
+    odd = ROOT.der.replace(b"\x2a\x86\x48\xce\x3d\x03\x01\x07", b"\x2a\x86\x48\xce\x3d\x03\x01\x7f")
+    key = LEAF.key_der.replace(b"\x2a\x86\x48\xce\x3d\x02\x01", b"\x2a\x86\x48\xce\x3d\x02\x7f")
+    for record in (Tlsa(2, 0, 0, odd), Tlsa(2, 1, 0, key)):
+        assert judge(LEAF.chain, record) is ResultType.NOT_TRUSTED
+        assert judge(LEAF.chain, record, tlsa(2, 0, 1, ROOT)) is None
 
 
 def test_own_record_names_the_key() -> None:
