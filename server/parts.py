@@ -19,7 +19,7 @@ from server.fresh import Fresh
 from server.proxied import Proxies
 from server.single import Single
 from server.sockets import open_listeners
-from server.tls import opportunistic_context
+from server.tls import opportunistic_context, verifying_context
 from server.tree import Part, Tree
 from storage.errors import StorageError
 from storage.mirroring import Mirroring
@@ -222,6 +222,7 @@ class Parts:
             timeout_seconds=dns.timeout_seconds,
             cache_entries=dns.cache_entries,
             clock=self.clock,
+            believe_ad=dns.believe_ad,
         )
 
     def _scanning(self, threads: Threads) -> Any:
@@ -262,6 +263,33 @@ class Parts:
         self.add("dmarc counts", start=counts.start, stop=counts.stop)
         return counts
 
+    def _sts_policies(self, threads: Threads, resolver: Any) -> Any:
+        if not self.settings.transport.mta_sts:
+            return None
+        from server.transport.fetching import PolicyFetcher
+        from server.transport.policies import StsPolicies
+
+        fetcher = PolicyFetcher(
+            resolver=resolver,
+            allow_private=self.settings.delivery.allow_private_addresses,
+            make_context=verifying_context,
+        )
+        policies = StsPolicies(resolver=resolver, fetcher=fetcher, threads=threads, clock=self.clock)
+        self.add("mta-sts policies", start=policies.start, stop=policies.stop)
+        return policies
+
+    def _tls_results(self, threads: Threads, resolver: Any) -> Any:
+        settings = self.settings.tls_reports
+        if not settings.sends:
+            return None
+        from server.transport.results import TlsResults
+
+        results = TlsResults(
+            threads=threads, resolver=resolver, clock=self.clock, spread_seconds=settings.spread_seconds
+        )
+        self.add("tls results", start=results.start, stop=results.stop)
+        return results
+
     def _build_delivery(
         self, threads: Threads, hub: Hub, routing: Routing, intake: Intake, resolver: Any
     ) -> None:
@@ -287,6 +315,9 @@ class Parts:
             jitter=random.Random(),  # noqa: S311  spreads retries, keeps no secret
             holder=threads.store.instance,
             fresh=intake.fresh,
+            sts=self._sts_policies(threads, resolver),
+            dane=settings.transport.dane,
+            tls_results=self._tls_results(threads, resolver),
         )
         drain = settings.server.drain_seconds
         self.add("delivery", start=scheduler.start, stop=lambda: scheduler.stop(drain))
@@ -345,6 +376,38 @@ class Parts:
             address=settings.report_address,
         )
         single.addService(Part("reports of others", start=reader.start, stop=reader.stop))
+        self._add_tls_reports(single, threads, hub, intake, resolver)
+
+    def _add_tls_reports(
+        self, single: Tree, threads: Threads, hub: Hub, intake: Intake, resolver: Any
+    ) -> None:
+        from server.delivery.tls_reader import TlsReader
+        from server.delivery.tls_reporter import TlsReporter
+        from server.events.posting import Poster
+
+        settings = self.settings.tls_reports
+        reporter = TlsReporter(
+            threads=threads,
+            intake=intake,
+            resolver=resolver,
+            clock=self.clock,
+            poster=Poster(
+                resolver=resolver,
+                allow_private=self.settings.delivery.allow_private_addresses,
+                timeout_seconds=self.settings.webhooks.timeout_seconds,
+            ),
+            settings=settings,
+            hostname=self.settings.server.hostname,
+        )
+        single.addService(Part("tls reports", start=reporter.start, stop=reporter.stop))
+        reader = TlsReader(
+            threads=threads,
+            hub=hub,
+            maildir=threads.store.maildir,
+            clock=self.clock,
+            address=settings.report_address,
+        )
+        single.addService(Part("tls reports of others", start=reader.start, stop=reader.stop))
 
     def _add_webhooks(self, single: Tree, threads: Threads, hub: Hub, resolver: Any) -> None:
         from server.events.posting import Poster

@@ -344,6 +344,12 @@ class Dns(Section):
     cache_entries: int = setting(
         50_000, "Answers kept in memory.", unit="answers", at_least=100, at_most=10_000_000
     )
+    believe_ad: Literal["loopback", "any", "never"] = setting(
+        "loopback",
+        "Whose word counts that DNSSEC proves an answer (the AD bit), which DANE and REQUIRETLS need: that "
+        "of resolvers on this machine; of any, where the way to them is safe; or of none. The resolver must "
+        "validate, as unbound does.",
+    )
 
 
 class Authentication(Section):

@@ -405,7 +405,8 @@ class Outcome:
     state: DELIVERED, DEFERRED, BOUNCED, EXPIRED or SUPPRESSED. code and enhanced: the reply's, 0 and '' where
     the fault was before any reply. phase: where it ended ('dns', 'connect', 'tls', 'ehlo',
     'mail', 'rcpt', 'data', 'final', 'policy'). duration: microseconds. handover: means something for
-    DELIVERED alone.
+    DELIVERED alone. tls_policy, tls_reason: what TLS was held to, and why. passed_over: hosts tried
+    before, with what was wrong.
     """
 
     state: DeliveryState
@@ -419,6 +420,9 @@ class Outcome:
     tls_cipher: str | None = None
     duration: int = 0
     handover: Handover = Handover.RELAYED
+    tls_policy: str = ""
+    tls_reason: str = ""
+    passed_over: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import getpass
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from server.cli.output import Unreachable
@@ -41,6 +42,7 @@ def _on_store(settings: Settings, operation: str, arguments: Mapping[str, Any]) 
     from server.clock import SystemClock
     from server.operations import Context, perform
     from server.parts import open_store
+    from server.transport.publishing import read_published
     from storage.errors import StorageError
 
     try:
@@ -54,6 +56,7 @@ def _on_store(settings: Settings, operation: str, arguments: Mapping[str, Any]) 
             settings.server.hostname,
             actor=f"cli:{getpass.getuser()}",
             report_address=settings.dmarc.report_address,
+            published=partial(read_published, settings),
         )
         return perform(context, operation, arguments)
     finally:

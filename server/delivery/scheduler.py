@@ -30,6 +30,7 @@ from server.delivery.home import Homeward
 from server.delivery.ledger import LeaseLost, Ledger
 from server.delivery.outcome import in_doubt, slows_down
 from server.delivery.pool import Pool
+from server.delivery.protection import Protection
 from server.delivery.route import Routes
 from server.smtp.client import BLOCK_SECONDS, DATA_SECONDS, Timeouts
 from storage import queue
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from server.routing import Routing
     from server.sections import Delivery as DeliverySettings
     from server.threads import Hub, Threads
+    from server.transport.policies import StsPolicies
+    from server.transport.results import TlsResults
     from storage.db import Notice
 
 SECOND = 1_000_000
@@ -66,7 +69,8 @@ class Scheduler:
     """Delivers what the queue holds, from start to stop.
 
     dice: spreads retries and shuffles hosts of one preference; needs no secrecy. holder: this
-    process's instance, by which its leases are known should it die.
+    process's instance, by which its leases are known should it die. sts, dane: the policies that are
+    held to; tls_results: where sessions are counted for reports.
     """
 
     def __init__(
@@ -85,6 +89,9 @@ class Scheduler:
         jitter: random.Random,
         holder: str = "",
         fresh: Fresh | None = None,
+        sts: StsPolicies | None = None,
+        dane: bool = False,
+        tls_results: TlsResults | None = None,
     ) -> None:
         self._threads = threads
         self._hub = hub
@@ -127,6 +134,8 @@ class Scheduler:
                 hostname=hostname,
                 dice=jitter,
                 forwarding=Forwarding(routing) if settings.forwarded_sender == "ours" else None,
+                protection=Protection(resolver=resolver, sts=sts, dane=dane),
+                results=tls_results,
             ),
             homeward=Homeward(
                 intake=intake, routing=routing, threads=threads, clock=clock, hostname=hostname
@@ -425,5 +434,6 @@ def _log(settlement: Settlement) -> None:
         host=outcome.host,
         address=outcome.address,
         tls=outcome.tls_version or "",
+        tls_policy=outcome.tls_policy,
         seconds=round(outcome.duration / SECOND, 3),
     )

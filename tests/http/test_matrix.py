@@ -43,6 +43,7 @@ ROWS = [
     Row("GET", "/v1/domains", "domain:admin", 200, bound=403),
     Row("GET", "/v1/domains/{name}", "domain:admin", 200, None, "domain", 403),
     Row("GET", "/v1/domains/{name}/dmarc-reports", "domain:admin", 200, None, "domain", 403),
+    Row("GET", "/v1/domains/{name}/tls-reports", "domain:admin", 200, None, "domain", 403),
     Row("POST", "/v1/keys", "org:admin", 201, {"name": "k", "scopes": ["org:admin"]}, bound=403),
     Row("GET", "/v1/keys", "org:admin", 200, bound=403),
     Row("DELETE", "/v1/keys/{key_id}", "org:admin", 204, None, "key", 403),
