@@ -41,6 +41,7 @@ def _on_store(settings: Settings, operation: str, arguments: Mapping[str, Any]) 
     from server.clock import SystemClock
     from server.operations import Context, perform
     from server.parts import open_store
+    from server.sender_auth.rotation import pace_of
     from storage.errors import StorageError
 
     try:
@@ -54,6 +55,7 @@ def _on_store(settings: Settings, operation: str, arguments: Mapping[str, Any]) 
             settings.server.hostname,
             actor=f"cli:{getpass.getuser()}",
             report_address=settings.dmarc.report_address,
+            pace=pace_of(settings.dkim),
         )
         return perform(context, operation, arguments)
     finally:

@@ -75,14 +75,14 @@ def dmarc(result: Mapping[str, Any]) -> None:
     if not result["reports"]:
         console().print(Text(f"no DMARC report about {plain(result['domain'])} has come"))
         return
-    _table(
+    print_table(
         ("source", "messages", "DMARC", "DKIM", "SPF", "disposition"),
         [
             (row["source_ip"], row["messages"], row["dmarc"], row["dkim"], row["spf"], row["disposition"])
             for row in result["sources"]
         ],
     )
-    _table(
+    print_table(
         ("from", "reporter", "messages", "passed", "report"),
         [
             (moment(row["begin_at"])[:16], row["reporter"], row["messages"], row["passed"], row["report_id"])
@@ -91,7 +91,8 @@ def dmarc(result: Mapping[str, Any]) -> None:
     )
 
 
-def _table(titles: Iterable[str], rows: Sequence[Iterable[object]]) -> None:
+def print_table(titles: Iterable[str], rows: Sequence[Iterable[object]]) -> None:
+    """Print rows under their titles, nothing where there are none."""
     if not rows:
         return
     table = Table(box=None, header_style="bold")
