@@ -66,7 +66,6 @@ class Extensions:
         value = self.keywords.get("SIZE", "")
         return int(value) or None if value.isascii() and value.isdigit() and len(value) <= 20 else None
 
-
     def limit(self, name: str) -> int | None:
         """Return a limit that LIMITS announced, of MAILMAX, RCPTMAX and others; None where it is not told."""
         for item in self.keywords.get("LIMITS", "").upper().split():
