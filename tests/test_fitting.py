@@ -143,3 +143,17 @@ def test_binary_text_ends_up_fit_too(tmp_path: Path) -> None:
         assert text(kept) == "Grüße an alle\r\n".encode()
 
     run(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("added", "found"), [(b"", b"auto-generated"), (b"Auto-Submitted: auto-replied\r\n", b"auto-replied")]
+)
+def test_whatever_this_server_says_is_said_to_be_automatic(
+    tmp_path: Path, added: bytes, found: bytes
+) -> None:
+    async def scenario(appliance: Appliance) -> None:
+        kept = await submitted(appliance, added + HEAD + b"\r\nx\r\n", source=Source.NOTICE)
+        assert kept.lower().count(b"auto-submitted") == 1
+        assert b"Auto-Submitted: " + found + b"\r\n" in kept
+
+    run(tmp_path, scenario)
