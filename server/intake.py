@@ -198,6 +198,11 @@ class Intake(Door):
             raise Refusal(554, "5.4.6", "Too many Received fields: mail loop")
         if arrival.source in FROM_SENDERS:
             arrival, letter = await self._editing.complete(arrival, letter, files)
+        elif arrival.source is Source.NOTICE and not letter.has(b"auto-submitted"):
+            # RFC 3834 5: so that nobody's program answers what this one says.
+            arrival, letter = await self._editing.rewrite(
+                arrival, letter, files, added=b"Auto-Submitted: auto-generated\r\n", select=lambda _head: []
+            )
         verdicts = await self._verify(arrival)
         if verdicts and self._client_facts is not None:
             verdicts += await self._client_facts.verdicts(arrival.peer)

@@ -350,6 +350,7 @@ class Parts:
         single.addService(Part("complaints", start=complaints.start, stop=complaints.stop))
         self._add_webhooks(single, threads, hub, resolver)
         self._add_dmarc(single, threads, hub, intake, resolver)
+        self._add_rotation(single, threads, intake, resolver)
         sole = threads.store.sole("single") if threads.store.is_shared else None
         alone = Single(single, threads=threads, sole=sole)
         self.add("single", start=alone.start, stop=alone.stop)
@@ -408,6 +409,20 @@ class Parts:
             address=settings.report_address,
         )
         single.addService(Part("tls reports of others", start=reader.start, stop=reader.stop))
+
+    def _add_rotation(self, single: Tree, threads: Threads, intake: Intake, resolver: Any) -> None:
+        from server.delivery.dkim_rotation import DkimRotation
+        from server.sender_auth.rotation import pace_of
+
+        rotation = DkimRotation(
+            threads=threads,
+            intake=intake,
+            resolver=resolver,
+            clock=self.clock,
+            pace=pace_of(self.settings.dkim),
+            hostname=self.settings.server.hostname,
+        )
+        single.addService(Part("dkim rotation", start=rotation.start, stop=rotation.stop))
 
     def _add_webhooks(self, single: Tree, threads: Threads, hub: Hub, resolver: Any) -> None:
         from server.events.posting import Poster

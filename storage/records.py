@@ -448,7 +448,13 @@ class Domain:
 
 @dataclass(frozen=True, slots=True)
 class DkimKey:
-    """A signing key: algorithm 'rsa-sha256' or 'ed25519-sha256'; private key in PEM (PKCS 8)."""
+    """A signing key: algorithm 'rsa-sha256' or 'ed25519-sha256'; private key in PEM (PKCS 8).
+
+    state: 'made' (not in the DNS yet), 'published' (seen there since seen_at), 'active' (it signs),
+    'retiring' (its record stays for mail on the way) or 'retired' (private_pem is b''). changed_at: since
+    when. looked: what the DNS said last, 'right', 'wrong', 'missing', 'unknown' or ''. told: the state that
+    the operator was told of. due_at: None where nothing is left to do.
+    """
 
     id: str
     organization_id: str
@@ -457,7 +463,15 @@ class DkimKey:
     algorithm: str
     private_pem: bytes
     public_record: str  # the TXT record's value
-    state: str  # 'active' or 'retired'
+    state: str
+    created_at: int = 0
+    changed_at: int = 0
+    seen_at: int | None = None
+    ttl_seconds: int = 0
+    looked_at: int | None = None
+    looked: str = ""
+    told: str = ""
+    due_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

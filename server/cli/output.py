@@ -75,14 +75,14 @@ def dmarc(result: Mapping[str, Any]) -> None:
     if not result["reports"]:
         console().print(Text(f"no DMARC report about {plain(result['domain'])} has come"))
         return
-    _table(
+    print_table(
         ("source", "messages", "DMARC", "DKIM", "SPF", "disposition"),
         [
             (row["source_ip"], row["messages"], row["dmarc"], row["dkim"], row["spf"], row["disposition"])
             for row in result["sources"]
         ],
     )
-    _table(
+    print_table(
         ("from", "reporter", "messages", "passed", "report"),
         [
             (moment(row["begin_at"])[:16], row["reporter"], row["messages"], row["passed"], row["report_id"])
@@ -96,11 +96,11 @@ def tls(result: Mapping[str, Any]) -> None:
     if not result["reports"]:
         console().print(Text(f"no TLS report about {plain(result['domain'])} has come"))
         return
-    _table(
+    print_table(
         ("policy", "result", "host", "sessions"),
         [(row["policy"], row["result"], row["host"], row["sessions"]) for row in result["results"]],
     )
-    _table(
+    print_table(
         ("from", "reporter", "good", "failed", "report"),
         [
             (
@@ -115,7 +115,8 @@ def tls(result: Mapping[str, Any]) -> None:
     )
 
 
-def _table(titles: Iterable[str], rows: Sequence[Iterable[object]]) -> None:
+def print_table(titles: Iterable[str], rows: Sequence[Iterable[object]]) -> None:
+    """Print rows under their titles, nothing where there are none."""
     if not rows:
         return
     table = Table(box=None, header_style="bold")
@@ -239,7 +240,7 @@ def protection(steps: Iterable[Mapping[str, Any]]) -> None:
     if not attempts:
         return
     print()
-    _table(
+    print_table(
         ("attempt", "to", "host", "policy", "TLS", "why"),
         [
             (

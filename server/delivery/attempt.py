@@ -3,7 +3,7 @@
 Owns the walk over hosts, the use of pooled connections, and what each answer
 means for each recipient. Settles nothing: outcomes go back to the scheduler.
 The durable record that transmission began comes before the first octet of
-content. RFC 5321 5.1 (hosts), 4.5.3.1.10 (too many recipients), 4.2.
+content. RFC 5321 5.1 (hosts), 4.5.3.1.10 (too many recipients), 4.2, RFC 9422 (LIMITS).
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Transmitter:
                 answers = await self._transact(group, letter, pending[:RECIPIENTS_LIMIT], begin)
                 seconds = self._clock.monotonic() - started
                 found |= _read(answers, round(seconds * 1_000_000))
-                pending = [*_again(answers), *pending[RECIPIENTS_LIMIT:]]
+                pending = [*_again(answers), *pending[len(answers) :]]
         except Unroutable as failure:
             found |= {one.id: failure.outcome for one in pending}
         return found
@@ -127,7 +127,10 @@ class Transmitter:
     async def _transact(
         self, group: Group, letter: Letter, deliveries: Sequence[Delivery], begin: Begin
     ) -> list[_Answered]:
-        """Carry one transaction; a connection that died while idle is replaced once by a new one."""
+        """Carry one transaction for as many of the first as the server takes in one (RFC 9422).
+
+        A connection that died while idle is replaced once by a new one.
+        """
         exchangers = await self._in_order(group, letter)
         way = await self._connection(group, exchangers)
         answered = await self._carry(way, letter, deliveries, begin)
@@ -141,6 +144,8 @@ class Transmitter:
     ) -> list[_Answered]:
         taken = way.taken
         client = taken.client
+        # One domain's recipients alone go together: RCPTDOMAINMAX, one at least, is kept anyway.
+        deliveries = deliveries[: client.extensions.limit("RCPTMAX")]
         hop = Hop(
             client.endpoint.host,
             client.endpoint.address,

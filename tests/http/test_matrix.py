@@ -44,6 +44,9 @@ ROWS = [
     Row("GET", "/v1/domains/{name}", "domain:admin", 200, None, "domain", 403),
     Row("GET", "/v1/domains/{name}/dmarc-reports", "domain:admin", 200, None, "domain", 403),
     Row("GET", "/v1/domains/{name}/tls-reports", "domain:admin", 200, None, "domain", 403),
+    Row("GET", "/v1/domains/{name}/dkim", "domain:admin", 200, None, "domain", 403),
+    Row("POST", "/v1/domains/{name}/dkim/rotation", "domain:admin", 201, None, "domain", 403),
+    Row("DELETE", "/v1/domains/{name}/dkim/rotation", "domain:admin", 200, None, "domain", 403),
     Row("POST", "/v1/keys", "org:admin", 201, {"name": "k", "scopes": ["org:admin"]}, bound=403),
     Row("GET", "/v1/keys", "org:admin", 200, bound=403),
     Row("DELETE", "/v1/keys/{key_id}", "org:admin", 204, None, "key", 403),
@@ -115,6 +118,8 @@ def make_names(world: World) -> dict[str, str]:
         )
     )
     writer = world.key("suppression:write")
+    # Of each domain's rotation there is one at a time.
+    world.ask("DELETE", "/v1/domains/ours.example/dkim/rotation", world.key("domain:admin"))
     world.ask("POST", "/v1/suppressions", writer, json={"address": f"u{number}@far.example"})
     return {
         "organization_id": world.ours,
