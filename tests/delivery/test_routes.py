@@ -19,7 +19,7 @@ from tests.delivery.world import HomeDomains
 from tests.smtp.scripted import HELLO, Scripted, script
 from tests.storage.queued import NOW
 
-ONE = replace(delivery("1"), id="dlv_1", domain="peer.test", organization_id="org_a", message_id="msg_1")
+ONE = replace(delivery(1), domain="peer.test", organization_id="org_a", message_id="msg_1")
 REFUSAL = script(HELLO, "C MAIL", "S 554 5.7.1 blocked using zen.spamhaus.org", "WAIT")
 
 
