@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from server.rulebook import Rulebook
 from server.sender_auth.rotation import pace_of
 from server.sockets import BindFailed
 from server.tls import CertificateError, ServerTls, make_self_signed
+from server.tracing import names_of
 from server.transport.publishing import read_published
 from server.tree import Tree
 from storage.errors import StorageError
@@ -159,6 +160,7 @@ class Appliance:
             report_address=self.settings.dmarc.report_address,
             published=partial(read_published, self.settings),
             pace=pace_of(self.settings.dkim),
+            names=self._names(),
         )
 
         async def answer(name: str, arguments: Any) -> dict[str, Any]:
@@ -170,6 +172,15 @@ class Appliance:
         self._parts.add("control", start=listener.start, stop=listener.stop)
         self._parts.add("reconcile", start=lambda: self._keep(self._reconcile(context, threads)))
         self._parts.add("signs of life", start=lambda: self._begin_signs(context))
+
+    def _names(self) -> Callable[[str], Mapping[str, Sequence[str]]]:
+        """Return what asks the DNS about a domain from a thread."""
+        loop, resolver = asyncio.get_running_loop(), self._parts.resolver
+
+        def ask(domain: str) -> Mapping[str, Sequence[str]]:
+            return asyncio.run_coroutine_threadsafe(names_of(resolver, domain), loop).result()
+
+        return ask
 
     async def _reconcile(self, context: Context, threads: Threads) -> None:
         """Heal what differs since the last run, beside the work that has begun; one process is enough."""

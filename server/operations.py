@@ -8,10 +8,11 @@ Arguments and results are JSON-able; every change is written to the audit log.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from server import tracing
 from server.arguments import WrongArguments, check
 from server.dkim_acts import DKIM_ACTS
 from server.login import hash_password, new_key, new_password, scram_verifier
@@ -66,7 +67,7 @@ class Context:
 
     roles: of the daemon that is asked. report_address: whom DMARC's aggregate reports are asked for by.
     published: what transport security publishes, None where that is not asked for.
-    pace: of the rotation of DKIM keys.
+    pace: of the rotation of DKIM keys. names: what the DNS says of a domain's hosts, where a daemon asks.
     """
 
     store: Store
@@ -77,6 +78,7 @@ class Context:
     report_address: str = ""
     published: Callable[[], Published] | None = None
     pace: Pace = USUAL
+    names: Callable[[str], Mapping[str, Sequence[str]]] | None = None
 
 
 Operation = Callable[..., dict[str, Any]]
@@ -367,6 +369,18 @@ def explain(context: Context, *, id: str) -> dict[str, Any]:
     return found
 
 
+def trace(context: Context, *, address: str, days: int = 7, limit: int = 100) -> dict[str, Any]:
+    """Return the messages to or from an address in the last days, newest first."""
+    return tracing.trace(context, address=address, days=days, limit=limit)
+
+
+def case(context: Context, *, id: str) -> dict[str, Any]:
+    """Return all that is known of a delivery as one document."""
+    domain = context.store.database.read(lambda c: tracing.domain_of(c, delivery_id=id))
+    names = context.names(domain) if context.names is not None and domain else {}
+    return tracing.case(context, id=id, hostname=context.hostname, names=names)
+
+
 def reconcile_now(context: Context) -> dict[str, Any]:
     """Heal differences between files and database; returns what was found and done."""
     report = reconcile.reconcile(context.store, at=context.clock.now())
@@ -387,6 +401,8 @@ def operator_check(context: Context, *, postmaster: str) -> dict[str, Any]:
 
 
 OPERATIONS: Mapping[str, Operation] = {
+    "trace": trace,
+    "case": case,
     "organization-add": organization_add,
     "domain-add": domain_add,
     "domain-dns": domain_dns,

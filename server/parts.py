@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from server.rulebook import Rulebook
     from server.smtp.client_machine import Credentials
     from server.smtp.strangers import Strangers
+    from server.tally import Tally
     from server.threads import Hub, Threads
     from server.tls import ServerTls
 
@@ -92,6 +93,8 @@ class Parts:
         self._tls = tls
         self._inherited = inherited
         self._zones: Zones
+        self.resolver: Any
+        self._tally: Tally | None = None
         self._strangers: Strangers | None = None
         self._proxied: set[Any] = set()  # sockets whose connections begin with a PROXY header
 
@@ -120,7 +123,7 @@ class Parts:
         with turn(settings.server.data_directory):
             secret = kept_secret(settings.server.data_directory / "decoy.secret")
         login = Login(threads, self.clock, decoy_secret=secret)
-        resolver = self._resolver()
+        resolver = self.resolver = self._resolver()
         self.add("resolver", stop=resolver.close)
         self._zones = Zones(resolver, self.clock, timeout_seconds=settings.dns_lists.timeout_seconds)
         client_facts = ClientFacts(
@@ -331,6 +334,7 @@ class Parts:
             addresses=settings.delivery.public_addresses,
             keeper=scheduler.keeper,
         )
+        self._tally = scheduler.tally
         drain = settings.server.drain_seconds
         self.add("delivery", start=scheduler.start, stop=lambda: scheduler.stop(drain))
         bouncer = Bouncer(
@@ -577,6 +581,8 @@ class Parts:
             clock=self.clock,
             settings=self.settings,
             measures=measures_of(self._zones, self._rulebook.greylist, self._strangers),
+            resolver=self.resolver,
+            tally=self._tally,
         )
         listener = HttpListener(
             application, settings=http, tls_context=self._tls.context, proxies=self._proxies()

@@ -103,8 +103,8 @@ def message_facts(connection: Connection, *, message_or_delivery_id: str) -> dic
         row = connection.execute(select(messages).where(messages.c.id == wanted)).first()
     if row is None:
         return None
-    plain = ("id", "organization_id", "source", "accepted_at", "octets", "reverse_path", "subject")
-    facts: dict[str, object] = {name: getattr(row, name) for name in plain}
+    names = "id organization_id source accepted_at octets reverse_path subject message_id_header"
+    facts: dict[str, object] = {name: getattr(row, name) for name in names.split()}
     facts["digest"] = bytes(row.digest).hex()
     for name in ("envelope", "peer", "decision", "verdicts"):
         facts[name] = json.loads(getattr(row, name))

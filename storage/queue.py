@@ -397,6 +397,8 @@ def _event(item: Settlement, attempt: int, at: int) -> Event:
     }
     if item.next_attempt_at is not None:
         data["next_attempt_at"] = item.next_attempt_at
+    if item.outcome.dialogue:
+        data["dialogue"] = list(item.outcome.dialogue)
     if item.in_doubt:
         data["in_doubt"] = True
     if item.outcome.state is DeliveryState.HELD:

@@ -22,8 +22,9 @@ OPEN_STATES = tuple(sorted(state.value for state in DeliveryState if state not i
 
 
 def outcome_facts(outcome: Outcome) -> dict[str, object]:
-    """Return an outcome as JSON-able facts, the empty ones left out; duration in microseconds."""
+    """Return an outcome as JSON-able facts, the empty ones and the dialogue left out; duration: µs."""
     facts = {field.name: getattr(outcome, field.name) for field in fields(Outcome)}
+    del facts["dialogue"]
     facts["state"] = outcome.state.value
     is_delivered = outcome.state is DeliveryState.DELIVERED
     facts["handover"] = outcome.handover.value if is_delivered else ""
@@ -37,6 +38,12 @@ def counts(connection: Connection, *, organization_id: str | None = None) -> dic
         query = query.where(table.c.organization_id == organization_id)
     found = {row[0]: int(row[1]) for row in connection.execute(query)}
     return {state: found.get(state, 0) for state in OPEN_STATES}
+
+
+def oldest_due(connection: Connection, *, now: int) -> int | None:
+    """Return since when the delivery that is due longest has been, None where none is due."""
+    query = select(func.min(table.c.next_attempt_at)).where(table.c.next_attempt_at <= now)
+    return connection.execute(query).scalar()
 
 
 def domain_counts(
@@ -76,6 +83,12 @@ def of_message(
     """Return the deliveries of one tenant's message, oldest first."""
     query = select(table).where(table.c.message_id == message_id, table.c.organization_id == organization_id)
     return _items(connection, query.order_by(table.c.id).limit(_page(limit)))
+
+
+def one(connection: Connection, *, delivery_id: str) -> dict[str, Any] | None:
+    """Return a delivery by its id, whosever it is; None if there is none."""
+    found = _items(connection, select(table).where(table.c.id == delivery_id))
+    return found[0] if found else None
 
 
 def _page(limit: int) -> int:

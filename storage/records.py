@@ -406,7 +406,7 @@ class Outcome:
     the fault was before any reply. phase: where it ended ('dns', 'connect', 'tls', 'ehlo',
     'mail', 'rcpt', 'data', 'final', 'policy'). duration: microseconds. handover: means something for
     DELIVERED alone. tls_policy, tls_reason: what TLS was held to, and why. passed_over: hosts tried
-    before, with what was wrong.
+    before, with what was wrong. dialogue: what was said where it failed, without logins and content.
     """
 
     state: DeliveryState
@@ -423,6 +423,7 @@ class Outcome:
     tls_policy: str = ""
     tls_reason: str = ""
     passed_over: tuple[str, ...] = ()
+    dialogue: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -243,6 +243,30 @@ def explain(identifier: str, config: ConfigOption = None, as_json: JsonOption = 
 
 
 @app.command()
+def trace(
+    address: Annotated[str, typer.Argument(help="A mail address.")],
+    days: Annotated[int, typer.Option(min=1, max=366, help="How far back to look.")] = 7,
+    limit: Annotated[int, typer.Option(min=1, max=500)] = 100,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the messages to and from an address, newest first, and what became of each."""
+    result = perform(config, "trace", {"address": address, "days": days, "limit": limit}, as_json=as_json)
+    show(result, as_json=as_json, how=output.traced)
+
+
+@app.command()
+def case(
+    delivery: Annotated[str, typer.Argument(help="Id of a delivery.")],
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print all that is known of a delivery as one document, to be sent to the other side's postmaster."""
+    result = perform(config, "case", {"id": delivery}, as_json=as_json)
+    show(result, as_json=as_json, how=output.case)
+
+
+@app.command()
 def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Show the queue's counts, the journal's backlog, and which processes serve."""
     result = perform(config, "status", {}, as_json=as_json)

@@ -212,6 +212,25 @@ def queue_actions(result: Mapping[str, Any]) -> None:
         print(f"  by {row['actor']}")
 
 
+def traced(result: Mapping[str, Any]) -> None:
+    """Print the messages of an address."""
+    if not result["messages"]:
+        print(f"no message to or from {plain(result['address'])}")
+    for row in result["messages"]:
+        who = "from it" if row["is_sender"] else f"from {plain(row['reverse_path'] or '<>')}"
+        print(f"{row['id']}  {moment(row['accepted_at'])[:19]}  {row['direction']:3}  {row['source']}, {who}")
+        for one in row["deliveries"]:
+            last = one["last_outcome"] or {}
+            said = " ".join(str(last[name]) for name in ("code", "enhanced", "text") if last.get(name))
+            print(f"  {one['id']}  {plain(one['recipient'])}  {one['state']}  {plain(said)[:200]}".rstrip())
+
+
+def case(result: Mapping[str, Any]) -> None:
+    """Print a case file, of which other servers' words are a part."""
+    for line in result["text"].splitlines():
+        print(plain(line))
+
+
 def queue_routes(result: Mapping[str, Any]) -> None:
     """Print the routes that were set at run time."""
     if not result["routes"]:

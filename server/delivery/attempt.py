@@ -183,8 +183,8 @@ class Transmitter:
         if self._sources is not None:
             self._sources.count(client.endpoint.source, len(deliveries))
         return [
-            _Answered(delivery, answer, hop, taken.note)
-            for delivery, answer in zip(deliveries, answers, strict=True)
+            _Answered(delivery, answer, hop, taken.note, _dialogue(client, answer, index))
+            for index, (delivery, answer) in enumerate(zip(deliveries, answers, strict=True))
         ]
 
     async def _connection(self, group: Group, exchangers: Sequence[Exchanger]) -> _Way:
@@ -239,6 +239,7 @@ class Transmitter:
         passed_over: list[str] = []
         connects = 0
         enhanced = ""
+        dialogue: tuple[str, ...] = ()
         for exchanger in exchangers:
             self._note_faults(group, exchanger)
             if exchanger.obstacle is not None:
@@ -267,6 +268,7 @@ class Transmitter:
                     answer = _unverified(failure) if group.verified else failure.answer
                     enhanced = NOT_TRUSTED if failure.fault is not None else ""
                     last = (_hop(place, exchanger.applied), answer)
+                    dialogue = failure.dialogue
                     passed_over.append(_passed(place.host, place.address, answer.text))
                     continue
                 self._note(group, exchanger, place, _fault(taken), taken.client.source)
@@ -292,7 +294,7 @@ class Transmitter:
         hop, answer = last
         # The last one is told by the outcome itself.
         hop = replace(hop, passed_over=tuple(passed_over[:-1][:PASSED_LIMIT]))
-        found = outcome.read_answer(answer, hop)
+        found = outcome.read_answer(answer, hop, dialogue=dialogue)
         raise Unroutable(found if found.code else replace(found, enhanced=enhanced))
 
     def _note_faults(self, group: Group, exchanger: Exchanger) -> None:
@@ -358,6 +360,13 @@ class _Answered:
     answer: Answer
     hop: Hop
     note: str
+    dialogue: tuple[str, ...] = ()
+
+
+def _dialogue(client: Client, answer: Answer, index: int) -> tuple[str, ...]:
+    """Return what was said about a recipient whom the server did not take."""
+    is_taken = answer.phase == "final" and answer.reply is not None and answer.reply.positive
+    return () if is_taken else client.dialogue(index)
 
 
 def _from(exchanger: Exchanger, chosen: Mapping[bool, Source]) -> Exchanger:
@@ -431,7 +440,9 @@ def _hop(place: Endpoint, applied: Applied) -> Hop:
 
 def _read(answered: Sequence[_Answered], duration: int) -> Outcomes:
     return {
-        one.delivery.id: outcome.read_answer(one.answer, one.hop, duration=duration, note=one.note)
+        one.delivery.id: outcome.read_answer(
+            one.answer, one.hop, duration=duration, note=one.note, dialogue=one.dialogue
+        )
         for one in answered
     }
 

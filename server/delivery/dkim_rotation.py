@@ -99,7 +99,7 @@ class DkimRotation:
         act, keys = await self._threads.write(partial(self._step, owner, domain, seen))
         for key in keys:
             if key.id in seen and seen[key.id].said not in ("right", "unknown") and key.state == "active":
-                log.warning("key that signs is not in the DNS", domain=domain, selector=key.selector)
+                log.info("key that signs is not in the DNS", domain=domain, selector=key.selector)
         if act is Act.SWITCH:
             log.info("new keys sign", domain=domain)
         elif act is Act.BEGIN:

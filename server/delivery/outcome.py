@@ -41,7 +41,14 @@ class Hop:
 NO_HOP = Hop()
 
 
-def read_answer(answer: Answer, hop: Hop = NO_HOP, *, duration: int = 0, note: str = "") -> Outcome:
+def read_answer(
+    answer: Answer,
+    hop: Hop = NO_HOP,
+    *,
+    duration: int = 0,
+    note: str = "",
+    dialogue: tuple[str, ...] = (),
+) -> Outcome:
     """Return what an answer means. duration: microseconds; note: put in front of the text."""
     reply = answer.reply
     found = Outcome(
@@ -51,6 +58,7 @@ def read_answer(answer: Answer, hop: Hop = NO_HOP, *, duration: int = 0, note: s
         text=f"{note}: {answer.text}" if note else answer.text,
         phase=answer.phase,
         duration=duration,
+        dialogue=dialogue,
     )
     outcome = _placed(found, hop)
     if outcome.phase == "final" and reply is None:

@@ -29,12 +29,13 @@ from server.delivery.forwarding import Forwarding, is_unanswerable
 from server.delivery.home import Homeward
 from server.delivery.ledger import LeaseLost, Ledger
 from server.delivery.outcome import blames_us, in_doubt, slows_down
-from server.delivery.pace import Pace
+from server.delivery.pace import Pace, provider_of
 from server.delivery.pool import Pool
 from server.delivery.protection import Protection
 from server.delivery.route import BY_MX, RouteKeeper, Routes
 from server.delivery.sources import Resting, Sources
 from server.smtp.client import BLOCK_SECONDS, DATA_SECONDS, Timeouts
+from server.tally import Tally
 from storage import queue
 from storage.errors import StorageError
 from storage.lanes import Lane, Place, lanes, next_due
@@ -161,6 +162,7 @@ class Scheduler:
             outbox=outbox,
             fresh=fresh,
         )
+        self.tally = Tally()
         self._pace = Pace(settings.rates, per_provider_concurrency=settings.per_provider_concurrency)
         self._backlog = Backlog(
             concurrency=settings.concurrency,
@@ -386,7 +388,10 @@ class Scheduler:
         )
         stopped = [one for one in group.deliveries if blames_us(outcomes[one.id])]
         self._settle([one for one in group.deliveries if one not in stopped], outcomes)
-        self._ledger.settle([self._diverted(one, outcomes[one.id]) for one in stopped])
+        diverted = [self._diverted(one, outcomes[one.id]) for one in stopped]
+        for settlement in diverted:
+            self._count(settlement)
+        self._ledger.settle(diverted)
 
     def _diverted(self, delivery: Delivery, outcome: Outcome) -> Settlement:
         text = f"{outcome.text} (refused for this server's reputation: it goes by the relay lane now)"
@@ -397,8 +402,18 @@ class Scheduler:
     def _settle(self, deliveries: Sequence[Delivery], outcomes: Mapping[str, Outcome]) -> None:
         settlements = [self._settlement(one, outcomes[one.id]) for one in deliveries]
         for settlement in settlements:
-            _log(settlement)
+            self._count(settlement)
         self._ledger.settle(settlements)
+
+    def _count(self, settlement: Settlement) -> None:
+        outcome = settlement.outcome
+        _log(settlement)
+        self.tally.attempt(
+            result=outcome.state.value,
+            provider=provider_of(outcome.host) if "." in outcome.host else "",
+            seconds=outcome.duration / SECOND,
+            is_in_doubt=settlement.in_doubt,
+        )
 
     def _settlement(self, delivery: Delivery, outcome: Outcome) -> Settlement:
         unanswerable = is_unanswerable(delivery)
@@ -508,4 +523,7 @@ def _log(settlement: Settlement) -> None:
         tls=outcome.tls_version or "",
         tls_policy=outcome.tls_policy,
         seconds=round(outcome.duration / SECOND, 3),
+        provider=provider_of(outcome.host) if "." in outcome.host else "",
+        in_doubt=settlement.in_doubt,
+        next_attempt_at=settlement.next_attempt_at,
     )

@@ -179,6 +179,31 @@ def queued(row: Mapping[str, Any]) -> dict[str, object]:
     }
 
 
+def traced(row: Mapping[str, Any]) -> dict[str, object]:
+    """Return models.TracedMessage."""
+    return {
+        "id": row["id"],
+        "direction": row["direction"],
+        "source": row["source"],
+        "accepted_at": time_text(row["accepted_at"]),
+        "reverse_path": row["reverse_path"],
+        "message_id_header": row["message_id_header"],
+        "deliveries": [_traced_delivery(one) for one in row["deliveries"]],
+    }
+
+
+def _traced_delivery(one: Mapping[str, Any]) -> dict[str, object]:
+    last = one["last_outcome"] or {}
+    return {
+        "id": one["id"],
+        "recipient": one["recipient"],
+        "state": one["state"],
+        "attempts": one["tries"],
+        "next_attempt_at": time_text(one["next_attempt_at"]),
+        "last": " ".join(str(last[name]) for name in ("code", "enhanced", "text") if last.get(name)),
+    }
+
+
 def doubtful(row: Mapping[str, Any]) -> dict[str, object]:
     """Return models.DoubtfulDelivery."""
     return {

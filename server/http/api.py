@@ -14,6 +14,7 @@ from server.http import openapi, problems
 from server.http.access import Access
 from server.http.bodies import Bodies
 from server.http.console import Console
+from server.http.delivery_measures import delivery_measures
 from server.http.dkim import DkimRoutes
 from server.http.edge import Edge
 from server.http.happenings import HappeningRoutes
@@ -35,9 +36,11 @@ from storage import queue
 if TYPE_CHECKING:
     from server.clock import Clock
     from server.config import Settings
+    from server.dns import Resolver
     from server.intake import Intake
     from server.login import Login
     from server.routing import Routing
+    from server.tally import Tally
     from server.threads import Hub, Threads
     from storage.maildir import Maildir
 
@@ -56,10 +59,12 @@ def make_app(
     settings: Settings,
     store_health: Callable[[], Mapping[str, object]] | None = None,
     measures: Sequence[Measure] = (),
+    resolver: Resolver | None = None,
+    tally: Tally | None = None,
 ) -> FastAPI:
     """Return the ASGI application; measures: what else /metrics tells."""
     access = Access(login=login, threads=threads, hub=hub, clock=clock)
-    metrics = Metrics((*_own_measures(threads), *measures))
+    metrics = Metrics((*_own_measures(threads), *delivery_measures(threads, clock, tally), *measures))
     services = Services(
         threads=threads,
         intake=intake,
@@ -68,6 +73,7 @@ def make_app(
         clock=clock,
         settings=settings,
         bodies=Bodies(threads),
+        resolver=resolver,
     )
     app = FastAPI(
         title="Mailagents",

@@ -13,7 +13,7 @@ from enum import Enum
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
@@ -24,9 +24,10 @@ log = structlog.get_logger("metrics")
 
 
 class MeasureKind(Enum):
-    """What a measure's number does: a counter only grows, a gauge goes both ways."""
+    """What a measure's number does: a counter only grows, a gauge goes both ways, a histogram has buckets."""
 
     COUNTER = "counter"
+    HISTOGRAM = "histogram"
     GAUGE = "gauge"
 
 
@@ -35,7 +36,8 @@ class Measure:
     """One number or family of numbers that a part of the appliance can tell.
 
     read: returns values by label values, `{(): 3.0}` where there are no labels; it is
-    called in a thread and may read the database.
+    called in a thread and may read the database. buckets: of a histogram, upper bounds with how many came
+    no higher; its number is the sum.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Measure:
     kind: MeasureKind
     read: Callable[[], Mapping[tuple[str, ...], float]]
     labels: tuple[str, ...] = ()
+    buckets: Callable[[], Sequence[tuple[str, float]]] | None = None
 
 
 class _Measures(Collector):
@@ -58,15 +61,24 @@ class _Measures(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield what the measures tell now."""
         for measure in self._measures:
-            family = _FAMILIES[measure.kind](measure.name, measure.help, labels=measure.labels)
             try:
                 values = measure.read()
+                if measure.buckets is not None:
+                    yield _histogram(measure, values[()], measure.buckets())
+                    continue
             except Exception:
                 log.exception("a measure failed", measure=measure.name)
                 continue
+            family = _FAMILIES[measure.kind](measure.name, measure.help, labels=measure.labels)
             for labels, value in values.items():
                 family.add_metric(labels, value)
             yield family
+
+
+def _histogram(measure: Measure, total: float, buckets: Sequence[tuple[str, float]]) -> Metric:
+    family = HistogramMetricFamily(measure.name, measure.help)
+    family.add_metric((), list(buckets), total)
+    return family
 
 
 _FAMILIES: dict[MeasureKind, Callable[..., CounterMetricFamily | GaugeMetricFamily]] = {

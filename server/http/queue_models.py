@@ -139,3 +139,49 @@ class VerdictGiven(Answer):
 
     delivery: str
     verdict: str
+
+
+class TraceQuery(BaseModel):
+    """Whose messages, and how far back."""
+
+    address: str = Field("", max_length=400, pattern=LINE, description="A mail address.")
+    days: int = Field(7, ge=1, le=366)
+    limit: int = Field(100, ge=1, le=500)
+
+
+class TracedDelivery(Answer):
+    """What became of a message for one recipient."""
+
+    id: str
+    recipient: str
+    state: str
+    attempts: int
+    next_attempt_at: Time | None
+    last: str = Field(description="The other server's last words, with their code.")
+
+
+class TracedMessage(Answer):
+    """A message to or from an address."""
+
+    id: str
+    direction: Literal["in", "out"]
+    source: str
+    accepted_at: Time
+    reverse_path: str | None
+    message_id_header: str
+    deliveries: list[TracedDelivery]
+
+
+class Trace(Answer):
+    """The messages to or from an address, newest first."""
+
+    address: str
+    messages: list[TracedMessage]
+
+
+class Case(Answer):
+    """All that is known of a delivery as one document."""
+
+    delivery: str
+    message: str
+    text: str = Field(description="The document, for people.")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server import queue_operations
+from server import queue_operations, tracing
 from server.arguments import WrongArguments
 from server.http import answers, queue_models
 from server.http.access import Caller
@@ -80,6 +80,21 @@ class QueueRoutes:
             tag="Queue",
         )
         door.add(
+            "GET /trace",
+            self.trace,
+            scope="org:admin",
+            query=queue_models.TraceQuery,
+            answer=queue_models.Trace,
+            tag="Queue",
+        )
+        door.add(
+            "GET /deliveries/{delivery_id}/case",
+            self.case,
+            scope="org:admin",
+            answer=queue_models.Case,
+            tag="Queue",
+        )
+        door.add(
             "GET /deliveries/doubts",
             self.list_doubts,
             scope="org:admin",
@@ -133,6 +148,43 @@ class QueueRoutes:
             }
 
         return answer(await self._services.threads.read(unit))
+
+    async def trace(self, caller: Caller, query: queue_models.TraceQuery) -> Response:
+        """List the messages to or from an address, newest first, and what became of each."""
+        caller.require_unbound()
+        found = await self._do(
+            caller,
+            tracing.trace,
+            address=query.address,
+            days=query.days,
+            limit=query.limit,
+            organization_id=caller.organization_id,
+        )
+        shown = [answers.traced(one) for one in found["messages"]]
+        return answer({"address": found["address"], "messages": shown})
+
+    async def case(self, caller: Caller, delivery_id: str) -> Response:
+        """Make a document of all that is known of a delivery, to be sent to the other side's postmaster.
+
+        It has what was said at each attempt, TLS, what the DNS says now, the rules that matched and the
+        events; no content, and no other recipient.
+        """
+        caller.require_unbound()
+        known_id(delivery_id)
+        services, owner = self._services, caller.organization_id
+        domain = await services.threads.read(
+            lambda c: tracing.domain_of(c, delivery_id=delivery_id, organization_id=owner)
+        )
+        names = await tracing.names_of(services.resolver, domain) if services.resolver is not None else {}
+        found = await self._do(
+            caller,
+            tracing.case,
+            id=delivery_id,
+            hostname=services.settings.server.hostname,
+            names=names,
+            organization_id=owner,
+        )
+        return answer({name: found[name] for name in ("delivery", "message", "text")})
 
     async def list_doubts(self, caller: Caller, query: queue_models.DoubtQuery) -> Response:
         """List deliveries that may have been sent and wait for a verdict, the oldest first."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from server.clock import Clock
     from server.config import Settings
+    from server.dns import Resolver
     from server.http.bodies import Bodies
     from server.intake import Intake
     from server.routing import Routing
@@ -42,6 +43,7 @@ class Services:
     clock: Clock
     settings: Settings
     bodies: Bodies
+    resolver: Resolver | None = None
 
     async def inbox(self, caller: Caller, inbox_id: str) -> Mailbox:
         """Return an inbox that the caller may see; Problem 404."""

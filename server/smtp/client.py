@@ -77,6 +77,7 @@ class ConnectFailed(Exception):
     """The connection could not be made ready for mail; answer says where and why.
 
     fault: what of TLS failed, None where TLS is not to blame. source: our address, as far as known.
+    dialogue: what was said.
     """
 
     def __init__(self, answer: Answer, fault: Fault | None = None, source: str = "") -> None:
@@ -84,6 +85,7 @@ class ConnectFailed(Exception):
         self.answer = answer
         self.fault = fault
         self.source = source
+        self.dialogue: tuple[str, ...] = ()
 
 
 # Says what is wrong with a server's chain, certificates in DER, its own first; None where nothing is.
@@ -125,6 +127,10 @@ class Client(asyncio.Protocol):
     def greeting_name(self) -> str:
         """The name in the server's greeting, lower-case."""
         return self._machine.greeting_name
+
+    def dialogue(self, index: int = -1) -> tuple[str, ...]:
+        """Return what was said, as it concerns one recipient of the last transaction."""
+        return self._machine.dialogue(index)
 
     @property
     def transactions(self) -> int:
@@ -287,6 +293,7 @@ class Client(asyncio.Protocol):
                 raise ConnectFailed(Answer("tls", None, NO_STARTTLS.text), NO_STARTTLS)
         except ConnectFailed as failure:
             failure.source = self.source
+            failure.dialogue = self._machine.dialogue()
             self.abort("the connection was given up")
             raise
         except BaseException:

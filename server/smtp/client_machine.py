@@ -18,6 +18,11 @@ from enum import Enum
 from server.smtp.client_reply import Extensions, Reply, ReplyReader, ReplySyntax, read_extensions
 from storage.records import Recipient
 
+DIALOGUE_CHARACTERS = 3000
+LINE_CHARACTERS = 300
+OPENING_LINES = 20
+SAID_LINES = 400
+
 
 class Dialect(Enum):
     """What is spoken: SMTP, or LMTP with a reply for each recipient after the final dot."""
@@ -127,6 +132,8 @@ class Machine:
         self._commands: deque[tuple[_Expected, str]] = deque()
         self._answers: list[Answer | None] = []
         self._steps: list[str] = []
+        self._opening: list[str] = []  # what was said before the first transaction
+        self._said: list[tuple[int, str]] = []  # of the transaction, each with the recipient it is about
         self._dirty = False
 
     @property
@@ -143,6 +150,29 @@ class Machine:
         if self.state is State.HANDSHAKE:
             return "tls"
         return "data" if self.state in (State.SEND, State.CONTENT) else "connect"
+
+    def dialogue(self, index: int = -1) -> tuple[str, ...]:
+        """Return what was said, as it concerns one recipient: 'C: …' by us, 'S: …' by the server.
+
+        DIALOGUE_CHARACTERS at most; logins and content are never in it. index: -1 for nobody's alone.
+        """
+        said = [*self._opening, *(line for about, line in self._said if about in (-1, index))]
+        kept: list[str] = []
+        room = DIALOGUE_CHARACTERS
+        for line in reversed(said):  # how it ended tells most
+            room -= len(line) + 1
+            if room < 0:
+                kept.append("…")
+                break
+            kept.append(line)
+        return tuple(reversed(kept))
+
+    def _note(self, index: int, line: str) -> None:
+        if not self.transactions:
+            if len(self._opening) < OPENING_LINES:
+                self._opening.append(line[:LINE_CHARACTERS])
+        elif len(self._said) < SAID_LINES:
+            self._said.append((index, line[:LINE_CHARACTERS]))
 
     def take(self) -> bytes:
         """Return what is to be sent now, once."""
@@ -170,6 +200,8 @@ class Machine:
         if self.state is State.CLOSED:
             return
         self.failure = Answer(self.phase, reply, text)
+        if reply is None:
+            self._note(-1, f"({text})")
         self.state = State.CLOSED
         self._outgoing.clear()
 
@@ -188,6 +220,7 @@ class Machine:
         assert self.state is State.READY
         self.transactions += 1
         self.accepted = ()
+        self._said.clear()
         obstacle = find_obstacle(self.extensions, transaction, secure=self.secure)
         self._answers = [obstacle for _ in transaction.recipients]
         if obstacle is not None:
@@ -213,6 +246,7 @@ class Machine:
         """Say that all of the content is written: await the reply, or one a recipient in LMTP."""
         if self.state is not State.CONTENT:
             return
+        self._note(-1, "C: (the message)")
         self.state = State.FINAL
         if self._dialect is Dialect.LMTP:
             # RFC 2033 4.2: one reply for each RCPT that was taken, in their order.
@@ -228,9 +262,11 @@ class Machine:
 
     def _take(self, reply: Reply) -> None:
         if not self._expected:
+            self._note(-1, f"S: {reply.code} {reply.enhanced} {reply.text}")
             self._unasked(reply)
             return
         expected = self._expected[0]
+        self._note(expected.index, f"S: {reply.code} {reply.enhanced} {reply.text}")
         if reply.code == 421:
             # RFC 5321 3.8: the server closes the channel, whatever was asked.
             self.fail(reply.text, reply)
@@ -273,6 +309,7 @@ class Machine:
     def _send(self, expected: _Expected, line: str) -> None:
         self._expected.append(expected)
         self._outgoing += line.encode("utf-8") + b"\r\n"
+        self._note(expected.index, "C: " + (line if expected.command != "AUTH" else _hidden(line)))
 
     def _send_commands(self) -> None:
         # RFC 2920 3.1: RSET, MAIL and RCPT go together, and DATA may end the group.
@@ -465,6 +502,12 @@ def _obstacle(code: int, enhanced: str, text: str) -> Answer:
 NO_REQUIRETLS = _obstacle(
     550, "5.7.30", "the message requires TLS, and the server does not offer REQUIRETLS under TLS"
 )
+
+
+def _hidden(line: str) -> str:
+    """Return a command of a login without what it shows."""
+    words = line.split(" ")
+    return " ".join([*words[:2], "…"]) if words[0] == "AUTH" and len(words) > 1 else "…"
 
 
 def _coded(*parts: str) -> str:

@@ -69,6 +69,8 @@ ROWS = [
     Row("GET", "/v1/events", "event:read", 200, bound=200),
     Row("GET", "/v1/deliveries", "org:admin", 200, bound=403),
     Row("GET", "/v1/deliveries/stats", "org:admin", 200, bound=403),
+    Row("GET", "/v1/trace", "org:admin", 422, bound=403),
+    Row("GET", "/v1/deliveries/{delivery_id}/case", "org:admin", 200, None, "doubt", 403),
     Row("GET", "/v1/deliveries/doubts", "org:admin", 200, bound=403),
     Row("POST", DOUBT, "org:admin", 200, {"verdict": "not_sent"}, "doubt", 403),
     Row("GET", "/v1/deliveries/actions", "org:admin", 200, bound=403),
