@@ -12,7 +12,7 @@ import asyncio
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING
@@ -77,7 +77,9 @@ class TlsResults:
             await self._task
 
     def note(self, session: Session) -> None:
-        """Count a session."""
+        """Count a session; what a server said in its own words is told by a code where there is one."""
+        if session.fault is not None and session.fault.code:
+            session = replace(session, fault=replace(session.fault, text=""))
         now = self._clock.now()
         kind = (now - now % tls_reports.DAY, session)
         if kind in self._pending or len(self._pending) < MAX_PENDING:

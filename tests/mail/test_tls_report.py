@@ -155,7 +155,7 @@ def test_times_are_read(text: str, expected: int) -> None:
         b'{"policies": [], "x": ' + b"9" * 10_000 + b"}",
         b" " * (MAX_JSON_OCTETS + 1),
         gzip.compress(b" " * (MAX_JSON_OCTETS + 1)),
-        gzip.compress(b"0" * (7 << 20)),
+        gzip.compress(b"0" * (2 << 20)),
         gzip.compress(write_report(REPORT))[:-9],
         b"\x1f\x8b",
         b"PK\x03\x04 no archive",
@@ -173,6 +173,8 @@ def test_size_is_bounded() -> None:
     }
     found = read(told(policies=[many] + [{}] * MAX_POLICIES))
     assert len(found.policies) == MAX_POLICIES and len(found.policies[0].details) == MAX_DETAILS
+    found = read(told(policies=[{"failure-details": [{}] * (MAX_DETAILS // 2 + 1)}] * 3))
+    assert sum(len(one.details) for one in found.policies) == MAX_DETAILS
     assert len(found.policies[0].type) == MAX_TEXT
 
 

@@ -315,3 +315,15 @@ def test_row_that_cannot_be_read_is_as_none(tmp_path: Path, database: Database) 
         assert found.policy is not None and found.policy.mode is Mode.ENFORCE
 
     go(tmp_path, scenario, database)
+
+
+def test_record_may_be_an_alias(tmp_path: Path) -> None:
+    """RFC 8461 3.1: an operator of many domains keeps one record for all of them."""
+
+    async def scenario(world: World) -> None:
+        world.policy("enforce")
+        world.dns.update({"sts.host.test": {"TXT": ["v=STSv1; id=7"]}})
+        world.dns.update({f"_mta-sts.{DOMAIN}": {"CNAME": ["sts.host.test"]}})
+        assert mode(await world.sts.find(DOMAIN)) == "enforce"
+
+    go(tmp_path, scenario)
