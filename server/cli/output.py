@@ -115,6 +115,25 @@ def tls(result: Mapping[str, Any]) -> None:
     )
 
 
+def policies(result: Mapping[str, Any]) -> None:
+    """Print the MTA-STS policies that are kept."""
+    if not result["policies"]:
+        print("no MTA-STS policy is kept")
+    _table(
+        ("domain", "policy", "id", "fetched", "until"),
+        [
+            (
+                row["domain"],
+                "; ".join(row["policy"].split("\r\n")[1:]).strip("; "),
+                row["record_id"],
+                moment(row["fetched_at"])[:16],
+                moment(row["expires_at"])[:16],
+            )
+            for row in result["policies"]
+        ],
+    )
+
+
 def _table(titles: Iterable[str], rows: Sequence[Iterable[object]]) -> None:
     if not rows:
         return

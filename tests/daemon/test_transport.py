@@ -170,6 +170,10 @@ def test_served_policy_is_enforced_and_reported(template: Path, tmp_path: Path) 
         event = both.send("by mta-sts")
         data = event["data"]
         assert (event["kind"], data["tls_policy"]) == ("message.delivered", "sts enforce"), data
+        (kept,) = both.ours.cli("transport", "policies")["policies"]
+        assert kept["domain"] == THEIRS and "mode: enforce" in kept["policy"]
+        listed = run_cli("transport", "policies", "--config", both.ours.configuration).stdout
+        assert f"mx: {THEIR_HOST}; max_age: 604800" in listed
         shown = both.ours.ask("explain", id=event["message"])
         assert any(one["data"].get("tls_policy") == "sts enforce" for one in shown["timeline"])
         # A certificate for another name: the policy is kept, and nothing goes there.

@@ -173,9 +173,9 @@ def test_size_is_bounded() -> None:
     }
     found = read(told(policies=[many] + [{}] * MAX_POLICIES))
     assert len(found.policies) == MAX_POLICIES and len(found.policies[0].details) == MAX_DETAILS
+    assert len(found.policies[0].type) == MAX_TEXT
     found = read(told(policies=[{"failure-details": [{}] * (MAX_DETAILS // 2 + 1)}] * 3))
     assert sum(len(one.details) for one in found.policies) == MAX_DETAILS
-    assert len(found.policies[0].type) == MAX_TEXT
 
 
 def test_text_is_what_utf8_can_hold() -> None:
