@@ -245,7 +245,7 @@ def explanation(result: Mapping[str, Any]) -> None:
 
 def protection(steps: Iterable[Mapping[str, Any]]) -> None:
     """Print which policy the TLS of each attempt was held to, and why."""
-    attempts = [step["data"] for step in steps if step["data"].get("tls_policy")]
+    attempts = [(step["kind"], step["data"]) for step in steps if step["data"].get("tls_policy")]
     if not attempts:
         return
     print()
@@ -257,10 +257,10 @@ def protection(steps: Iterable[Mapping[str, Any]]) -> None:
                 data.get("recipient", ""),
                 data.get("host", ""),
                 data["tls_policy"],
-                data.get("tls_version", "none"),
+                data.get("tls_version", "in clear" if kind == "message.delivered" else "no"),
                 data.get("tls_reason", ""),
             )
-            for data in attempts
+            for kind, data in attempts
         ],
     )
 

@@ -215,62 +215,46 @@ class Transmitter:
         raise Unroutable(outcome.bounced("dns", 550, "5.7.30", f"{text} {group.domain} are"))
 
     async def _open(self, group: Group, exchangers: Sequence[Exchanger]) -> _Way:
-        last: tuple[Hop, Answer] | None = None
-        passed_over: list[str] = []
-        connects = 0
-        enhanced = ""
+        walk = _Walk()
         for exchanger in exchangers:
             self._note_faults(group, exchanger)
             if exchanger.obstacle is not None:
-                last = (_forbidden(exchanger), Answer("policy", None, exchanger.obstacle.text))
-                passed_over.append(_passed(exchanger.host, "", exchanger.obstacle.text))
-                enhanced = NOT_TRUSTED
+                answer = Answer("policy", None, exchanger.obstacle.text)
+                walk.pass_over(_forbidden(exchanger), answer, exchanger.obstacle)
                 continue
             for place in exchanger.endpoints:
-                known = self._pool.dead.find(place)
-                if known is not None:
-                    answer = _unverified(known) if group.verified else known.answer
-                    last = last or (_hop(place, exchanger.applied), answer)
-                    passed_over.append(_passed(place.host, place.address, answer.text))
-                    enhanced = enhanced or (NOT_TRUSTED if known.fault is not None else "")
-                    continue
-                if connects >= CONNECTS_LIMIT:
-                    break
-                connects += 1
-                try:
-                    taken = await self._pool.open(place)
-                except ConnectFailed as failure:
-                    self._note(group, exchanger, place, failure.fault, failure.source, is_failure=True)
-                    answer = _unverified(failure) if group.verified else failure.answer
-                    enhanced = NOT_TRUSTED if failure.fault is not None else ""
-                    last = (_hop(place, exchanger.applied), answer)
-                    passed_over.append(_passed(place.host, place.address, answer.text))
-                    continue
-                self._note(group, exchanger, place, _fault(taken), taken.client.source)
-                obstacle = _obstacle(group, taken.client)
-                if obstacle is not None:
-                    taken.client.quit()
-                    last = (_hop(place, exchanger.applied), obstacle)
-                    passed_over.append(_passed(place.host, place.address, obstacle.text))
-                    continue
-                if fixed(group.hop) or taken.client.greeting_name != self._hostname:
-                    return _Way(taken, exchanger.applied, tuple(passed_over[:PASSED_LIMIT]))
-                taken.client.quit()
-                raise Unroutable(
-                    outcome.bounced(
-                        "ehlo",
-                        554,
-                        "5.4.6",
-                        "the host that takes this mail is this server itself",
-                        hop=_hop(place, exchanger.applied),
-                    )
-                )
-        assert last is not None, "every exchanger has an address"
-        hop, answer = last
-        # The last one is told by the outcome itself.
-        hop = replace(hop, passed_over=tuple(passed_over[:-1][:PASSED_LIMIT]))
-        found = outcome.read_answer(answer, hop)
-        raise Unroutable(found if found.code else replace(found, enhanced=enhanced))
+                taken = await self._try(group, exchanger, place, walk)
+                if taken is not None:
+                    return _Way(taken, exchanger.applied, walk.passed_over)
+        raise Unroutable(walk.outcome())
+
+    async def _try(self, group: Group, exchanger: Exchanger, place: Endpoint, walk: _Walk) -> Taken | None:
+        """Return a connection to a place, None where it is passed over; raises Unroutable for ourselves."""
+        hop = _hop(place, exchanger.applied)
+        known = self._pool.dead.find(place)
+        if known is not None:
+            walk.remember(hop, _unverified(known) if group.verified else known.answer, known.fault)
+            return None
+        if walk.connects >= CONNECTS_LIMIT:
+            return None
+        walk.connects += 1
+        try:
+            taken = await self._pool.open(place)
+        except ConnectFailed as failure:
+            self._note(group, exchanger, place, failure.fault, failure.source, is_failure=True)
+            walk.pass_over(hop, _unverified(failure) if group.verified else failure.answer, failure.fault)
+            return None
+        self._note(group, exchanger, place, _fault(taken), taken.client.source)
+        obstacle = _obstacle(group, taken.client)
+        if obstacle is not None:
+            taken.client.quit()
+            walk.pass_over(hop, obstacle)
+            return None
+        if fixed(group.hop) or taken.client.greeting_name != self._hostname:
+            return taken
+        taken.client.quit()
+        text = "the host that takes this mail is this server itself"
+        raise Unroutable(outcome.bounced("ehlo", 554, "5.4.6", text, hop=hop))
 
     def _note_faults(self, group: Group, exchanger: Exchanger) -> None:
         """Count what was wrong with the policy before any connection."""
@@ -320,6 +304,44 @@ class Transmitter:
         return found
 
 
+class _Walk:
+    """What became of the hosts that were tried: the last answer, and a line for each of them."""
+
+    def __init__(self) -> None:
+        self.connects = 0
+        self._last: tuple[Hop, Answer, Fault | None] | None = None
+        self._index = 0  # of the last one's line
+        self._passed: list[str] = []
+
+    @property
+    def passed_over(self) -> tuple[str, ...]:
+        """The hosts with what was wrong, PASSED_LIMIT at most."""
+        return tuple(self._passed[:PASSED_LIMIT])
+
+    def pass_over(self, hop: Hop, answer: Answer, fault: Fault | None = None) -> None:
+        """Note a host that does not take the mail now."""
+        self._last, self._index = (hop, answer, fault), len(self._passed)
+        self._tell(hop, answer)
+
+    def remember(self, hop: Hop, answer: Answer, fault: Fault | None) -> None:
+        """Note a host that was known not to answer: what is found out now says more."""
+        self._last = self._last or (hop, answer, fault)
+        self._tell(hop, answer)
+
+    def _tell(self, hop: Hop, answer: Answer) -> None:
+        place = f"{hop.host} [{hop.address}]" if hop.address else hop.host
+        self._passed.append(f"{place}: {answer.text}"[:REASON_LIMIT])
+
+    def outcome(self) -> Outcome:
+        """Return what an attempt that nobody took the mail in comes to."""
+        assert self._last is not None, "every exchanger has an address"
+        hop, answer, fault = self._last
+        # The last one is told by the outcome itself.
+        others = [*self._passed[: self._index], *self._passed[self._index + 1 :]]
+        found = outcome.read_answer(answer, replace(hop, passed_over=tuple(others[:PASSED_LIMIT])))
+        return replace(found, enhanced=NOT_TRUSTED) if fault is not None and not found.code else found
+
+
 @dataclass(frozen=True, slots=True)
 class _Way:
     """A connection, the policy that it was opened under, and what was tried before it."""
@@ -361,10 +383,6 @@ def _fault(taken: Taken) -> Fault | None:
     if taken.fault is None and taken.client.tls_version is None:
         return NO_STARTTLS
     return taken.fault
-
-
-def _passed(host: str, address: str, text: str) -> str:
-    return f"{host}{f' [{address}]' if address else ''}: {text}"[:REASON_LIMIT]
 
 
 def _forbidden(exchanger: Exchanger) -> Hop:

@@ -71,10 +71,13 @@ def free_address() -> str:
 
 @contextmanager
 def pair(
-    directory: Path, template: Path, *, signed: bool, certificate: Holder, root: Holder
+    directory: Path, template: Path, *, signed: bool, certificate: Holder, root: Holder, port: int = 0
 ) -> Iterator[Pair]:
-    """Two daemons, with the DNS records that theirs advises and an address for each name."""
-    address, (port,) = free_address(), free_ports(1)
+    """Two daemons, with the DNS records that theirs advises and an address for each name.
+
+    port: where the resolver listens, a free one unless given.
+    """
+    address, port = free_address(), port or free_ports(1)[0]
     chain, key = write(directory / "tls", certificate)
     authority = directory / "root.pem"
     authority.write_bytes(root.certificate.public_bytes(serialization.Encoding.PEM))
