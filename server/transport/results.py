@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from server.transport.security import Fault, Reported
 
 FLUSH_SECONDS = 5.0
+STOP_SECONDS = 5.0
 MAX_PENDING = 20_000
 LOOKUPS_AT_ONCE = 50
 GRACE_SECONDS = 300  # after a day's end, for what is counted late
@@ -71,10 +72,12 @@ class TlsResults:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
-        """Write what was counted, and end."""
+        """Write what was counted, and end; a DNS that does not answer is not waited for long."""
         self._stop.set()
         if self._task is not None:
-            await self._task
+            await asyncio.wait((self._task,), timeout=STOP_SECONDS)
+            self._task.cancel()
+            await asyncio.wait((self._task,))
 
     def note(self, session: Session) -> None:
         """Count a session; what a server said in its own words is told by a code where there is one."""

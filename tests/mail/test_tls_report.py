@@ -225,6 +225,17 @@ def test_other_mail_is_no_report(kind: str, name: str) -> None:
     assert parse_mail(mail(kind, b"{}", name=name)) is None
 
 
+def test_broken_report_is_told_from_a_file_of_another_kind() -> None:
+    assert parse_mail(mail("application/json", b'{"a": 1}', name="settings.json")) is None
+    for said in (
+        mail("application/tlsrpt+json", b'{"a": 1}'),
+        mail("application/json", b"{}", name="a.json", head="TLS-Report-Domain: a.test\r\n"),
+        mail("application/tlsrpt+gzip", pack(write_report(REPORT))[:-5]),
+    ):
+        with pytest.raises(ReportSyntax):
+            parse_mail(said)
+
+
 @pytest.mark.parametrize(
     ("head", "expected"),
     [
