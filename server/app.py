@@ -23,6 +23,7 @@ from server.greylist import GreylistSettings
 from server.operations import Context, perform
 from server.parts import Parts, StartFailed, open_store
 from server.rulebook import Rulebook
+from server.sender_auth.rotation import pace_of
 from server.sockets import BindFailed
 from server.tls import CertificateError, ServerTls, make_self_signed
 from server.transport.publishing import read_published
@@ -157,6 +158,7 @@ class Appliance:
             roles=server.roles,
             report_address=self.settings.dmarc.report_address,
             published=partial(read_published, self.settings),
+            pace=pace_of(self.settings.dkim),
         )
 
         async def answer(name: str, arguments: Any) -> dict[str, Any]:

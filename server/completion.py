@@ -1,7 +1,8 @@
 """What submission completes: Date, Message-ID and Sender where absent, Bcc taken out (RFC 6409 8).
 
 Owns those acts on a message's header, and the removal of fields that it may not
-keep. Body octets are never touched, but of a binary message whose parts must be encoded.
+keep; and what makes a body fit for every way before it is signed: binary parts encoded, the message 7-bit
+and in lines that are short enough. A body that somebody else has signed is never touched.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from itertools import chain
 from mmap import ACCESS_READ, mmap
 from typing import TYPE_CHECKING
 
-from server.mail import dates, header
-from server.mail.recoding import recode
+from server.mail import dates, header, seven_bit
+from server.mail.recoding import Unencodable, recode
 from storage.records import Spooled
 
 if TYPE_CHECKING:
     from server.evidence import Letter
     from server.login import Identity
+    from server.mail.structure import Octets
     from storage.store import Store
 
 CHUNK_OCTETS = 1 << 20
@@ -84,6 +86,35 @@ def recoded(content: bytes | Spooled, store: Store) -> bytes | Spooled:
         mmap(source.fileno(), 0, access=ACCESS_READ) as mapped,
     ):
         return _write_anew(content, recode(mapped), store)
+
+
+def fitted(content: bytes | Spooled, store: Store, *, is_signed: bool) -> bytes | Spooled:
+    """Return a message that every next hop can carry: itself where it is fit, or may stay as it is.
+
+    is_signed: by somebody else; then nothing is changed. The old file is given up for a new one.
+    Raises Unencodable and storage.errors.Full.
+    """
+    if isinstance(content, bytes):
+        made = _edits(content, is_signed=is_signed)
+        return b"".join(seven_bit.edited(content, made)) if made else content
+    if not content.octets:
+        return content  # an empty file cannot be mapped
+    with (
+        open(store.read_spooled(content), "rb") as source,
+        mmap(source.fileno(), 0, access=ACCESS_READ) as mapped,
+    ):
+        made = _edits(mapped, is_signed=is_signed)
+        return _write_anew(content, seven_bit.edited(mapped, made), store) if made else content
+
+
+def _edits(message: Octets, *, is_signed: bool) -> list[seven_bit.Edit]:
+    if seven_bit.is_fit(message):
+        return []
+    if not is_signed:
+        return seven_bit.edits(message)
+    if not seven_bit.has_short_lines(message):
+        raise Unencodable(f"it is signed, and a line {seven_bit.TOO_LONG}")
+    return []
 
 
 def _write_anew(content: Spooled, pieces: Iterable[bytes], store: Store) -> Spooled:

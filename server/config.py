@@ -31,6 +31,7 @@ from server.sections import (
     Store,
     Tls,
 )
+from server.sections_identity import Dkim
 from server.sections_names import DnsLists, Greylist
 from server.sections_policy import Limits, Policy, Rejects, Scanners, Webhooks
 from server.sections_protection import Protection
@@ -71,6 +72,7 @@ class Settings(Section):
     http: Http = Http()
     dns: Dns = Dns()
     authentication: Authentication = Authentication()
+    dkim: Dkim = Dkim()
     dmarc: Dmarc = Dmarc()
     policy: Policy = Policy()
     limits: Limits = Limits()

@@ -2,18 +2,20 @@
 
 Owns the ways in which its content changes before it is committed, and which spool
 files it lies in meanwhile. Refuses by raising Refusal: a sender that does not own its
-From, binary content that cannot be encoded (554 5.6.3), a full disk (452 4.3.1).
-RFC 6409 (submission), 3030 (binary content).
+From, content that cannot be converted for its way (554 5.6.3), a full disk (452 4.3.1).
+RFC 6409 (submission), 3030 (binary content), 6376 5.3 (conversion before signing).
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from server import completion, evidence
 from server.door import no_room
 from server.mail.recoding import Unencodable
+from server.mail.seven_bit import is_fit
 from server.refusal import Refusal
 from server.threads import at_once
 from storage import ids
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
     from server.clock import Clock
     from server.senders import Senders
     from server.threads import Threads
+
+
+# Of a message that bears one, somebody else answers for each octet.
+FOREIGN_SIGNATURES = (b"dkim-signature", b"arc-message-signature")
 
 
 class Editing:
@@ -46,6 +52,8 @@ class Editing:
             await self._senders.check(arrival.identity, letter)
         if arrival.envelope.body == "BINARYMIME":
             arrival, letter = await self._recode(arrival, files)
+        if not (isinstance(arrival.content, bytes) and is_fit(arrival.content)):
+            arrival, letter = await self._fit(arrival, letter, files)
         message_id = arrival.message_id or ids.new("msg")
         arrival = replace(arrival, message_id=message_id)
         added = completion.missing_fields(
@@ -67,6 +75,26 @@ class Editing:
             files[:] = [content]
         arrival = replace(arrival, content=content, envelope=replace(arrival.envelope, body="8BITMIME"))
         return arrival, await self.read(content)
+
+    async def _fit(
+        self, arrival: Arrival, letter: evidence.Letter, files: list[Spooled]
+    ) -> tuple[Arrival, evidence.Letter]:
+        """RFC 6376 5.3: whatever a server on the way may have to convert is converted before it is signed."""
+        store = self._threads.store
+        is_signed = any(map(letter.has, FOREIGN_SIGNATURES))
+        try:
+            content = await self._threads.run(
+                partial(completion.fitted, arrival.content, store, is_signed=is_signed)
+            )
+        except Unencodable as error:
+            raise Refusal(554, "5.6.3", f"The message cannot be converted for its way: {error}") from None
+        except Full as error:
+            raise no_room() from error
+        if content is arrival.content:
+            return arrival, letter
+        if isinstance(content, Spooled):
+            files[:] = [content]
+        return replace(arrival, content=content), await self.read(content)
 
     async def rewrite(
         self,

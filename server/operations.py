@@ -13,15 +13,17 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from server.arguments import WrongArguments, check
+from server.dkim_acts import DKIM_ACTS
 from server.login import hash_password, new_key, new_password, scram_verifier
 from server.mail.address import AddressSyntax, normalise, parse_mailbox
 from server.policy_acts import ACTS, note
 from server.queue_operations import QUEUE_OPERATIONS
 from server.routing import operator_fault
 from server.sender_auth import zone
-from server.sender_auth.keys import ALGORITHMS, make_key
+from server.sender_auth.keys import ALGORITHMS, make_key, selector_of
+from server.sender_auth.rotation import USUAL, Pace
 from server.transport import publishing
-from storage import accounts, dmarc, events, grants, queue_view, reconcile, tls_policies, tls_reports
+from storage import accounts, dkim, dmarc, events, grants, queue_view, reconcile, tls_policies, tls_reports
 from storage.errors import Conflict, Full, Missing
 from storage.records import Domain, Event, Grant, Mailbox, Organization
 
@@ -64,6 +66,7 @@ class Context:
 
     roles: of the daemon that is asked. report_address: whom DMARC's aggregate reports are asked for by.
     published: what transport security publishes, None where that is not asked for.
+    pace: of the rotation of DKIM keys.
     """
 
     store: Store
@@ -73,6 +76,7 @@ class Context:
     roles: tuple[str, ...] = ()
     report_address: str = ""
     published: Callable[[], Published] | None = None
+    pace: Pace = USUAL
 
 
 Operation = Callable[..., dict[str, Any]]
@@ -99,7 +103,6 @@ def domain_add(context: Context, *, name: str, organization: str = "") -> dict[s
     """
     now = context.clock.now()
     domain = _domain_name(name)
-    selector_base = context.clock.now() // 1_000_000
     keys = [(algorithm, *make_key(algorithm)) for algorithm in ALGORITHMS]
 
     def unit(connection: Connection) -> Domain:
@@ -111,7 +114,7 @@ def domain_add(context: Context, *, name: str, organization: str = "") -> dict[s
                 connection,
                 organization_id=owner.id,
                 domain=domain,
-                selector=f"{algorithm.split('-')[0]}{selector_base}",
+                selector=selector_of(algorithm, now),
                 algorithm=algorithm,
                 private_pem=pem,
                 public_record=record,
@@ -129,7 +132,7 @@ def domain_dns(context: Context, *, name: str) -> dict[str, Any]:
     """Return the DNS records that a domain's owner publishes: type, name, value, why."""
     domain = _domain_name(name)
     found, keys = context.store.database.read(
-        lambda c: (accounts.find_domain(c, name=domain), accounts.dkim_keys(c, domain=domain))
+        lambda c: (accounts.find_domain(c, name=domain), dkim.keys(c, domain=domain))
     )
     if found is None:
         raise OperationFailed("no_such_domain", f"{domain} is no domain of this appliance")
@@ -406,6 +409,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "status": status,
     "operator-check": operator_check,
     **QUEUE_OPERATIONS,
+    **DKIM_ACTS,
     **ACTS,
 }
 

@@ -15,6 +15,7 @@ import structlog
 from sqlalchemy import make_url
 
 from server.config import Settings, read_secret
+from server.fresh import Fresh
 from server.proxied import Proxies
 from server.single import Single
 from server.sockets import open_listeners
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from server.names.zones import Zones
     from server.routing import Routing
     from server.rulebook import Rulebook
+    from server.smtp.client_machine import Credentials
     from server.smtp.strangers import Strangers
     from server.threads import Hub, Threads
     from server.tls import ServerTls
@@ -131,11 +133,12 @@ class Parts:
             says_names=settings.authentication.iprev,
         )
         self.add("client facts", stop=client_facts.stop)
+        self._counters = Counters(threads, self.clock)
         standing = Standing(
             threads=threads,
             clock=self.clock,
             rulebook=self._rulebook,
-            counters=Counters(threads, self.clock),
+            counters=self._counters,
             zones=self._zones,
             reload_seconds=settings.policy.list_reload_seconds,
         )
@@ -155,6 +158,7 @@ class Parts:
         self.add("rejects", start=rejects.start, stop=rejects.stop)
         self.add("operator's inbox", start=lambda: self._look_for_operator(threads))
         dmarc_counts = self._dmarc_counts(threads)
+        fresh = Fresh(self.clock) if "delivery" in settings.server.roles else None
         intake = Intake(
             threads=threads,
             routing=routing,
@@ -175,6 +179,7 @@ class Parts:
             dmarc_counts=dmarc_counts,
             scanning=self._scanning(threads),
             client_facts=client_facts,
+            fresh=fresh,
         )
         roles = settings.server.roles
         if "delivery" in roles:
@@ -290,11 +295,14 @@ class Parts:
     def _build_delivery(
         self, threads: Threads, hub: Hub, routing: Routing, intake: Intake, resolver: Any
     ) -> None:
+        from server.delivery.blocklists import BlockLists
         from server.delivery.bounce import Bouncer
         from server.delivery.closing import Closing
         from server.delivery.complaints import Complaints
+        from server.delivery.doubts import Doubts
         from server.delivery.held import HeldExpiry
         from server.delivery.scheduler import Scheduler
+        from server.delivery.sources import Sources, plan_of
 
         settings = self.settings
         scheduler = Scheduler(
@@ -310,9 +318,18 @@ class Parts:
             tls_context=opportunistic_context(),
             jitter=random.Random(),  # noqa: S311  spreads retries, keeps no secret
             holder=threads.store.instance,
+            fresh=intake.fresh,
+            logins=self._smart_host_logins(),
+            sources=Sources(plan_of(settings.delivery), counters=self._counters, clock=self.clock),
             sts=self._sts_policies(threads, resolver),
             dane=settings.transport.dane,
             tls_results=self._tls_results(threads, resolver),
+        )
+        block_lists = BlockLists(
+            zones=self._zones,
+            lists=settings.delivery.blocklists if settings.delivery.relay_lane else (),
+            addresses=settings.delivery.public_addresses,
+            keeper=scheduler.keeper,
         )
         drain = settings.server.drain_seconds
         self.add("delivery", start=scheduler.start, stop=lambda: scheduler.stop(drain))
@@ -334,10 +351,19 @@ class Parts:
         single.addService(Part("held mail", start=expiry.start, stop=expiry.stop))
         closing = Closing(threads=threads, clock=self.clock, seconds=settings.delivery.undo_seconds)
         single.addService(Part("actions", start=closing.start, stop=closing.stop))
+        doubts = Doubts(
+            threads=threads,
+            clock=self.clock,
+            seconds=settings.delivery.in_doubt_deadline_seconds,
+            unanswered=settings.delivery.in_doubt_unanswered,
+        )
+        single.addService(Part("block lists", start=block_lists.start, stop=block_lists.stop))
+        single.addService(Part("doubts", start=doubts.start, stop=doubts.stop))
         complaints = Complaints(threads=threads, hub=hub, clock=self.clock, hostname=settings.server.hostname)
         single.addService(Part("complaints", start=complaints.start, stop=complaints.stop))
         self._add_webhooks(single, threads, hub, resolver)
         self._add_dmarc(single, threads, hub, intake, resolver)
+        self._add_rotation(single, threads, intake, resolver)
         sole = threads.store.sole("single") if threads.store.is_shared else None
         alone = Single(single, threads=threads, sole=sole)
         self.add("single", start=alone.start, stop=alone.stop)
@@ -390,6 +416,20 @@ class Parts:
         )
         single.addService(Part("tls reports", start=reporter.start, stop=reporter.stop))
 
+    def _add_rotation(self, single: Tree, threads: Threads, intake: Intake, resolver: Any) -> None:
+        from server.delivery.dkim_rotation import DkimRotation
+        from server.sender_auth.rotation import pace_of
+
+        rotation = DkimRotation(
+            threads=threads,
+            intake=intake,
+            resolver=resolver,
+            clock=self.clock,
+            pace=pace_of(self.settings.dkim),
+            hostname=self.settings.server.hostname,
+        )
+        single.addService(Part("dkim rotation", start=rotation.start, stop=rotation.stop))
+
     def _add_webhooks(self, single: Tree, threads: Threads, hub: Hub, resolver: Any) -> None:
         from server.events.posting import Poster
         from server.events.rule_calls import RuleCalls, content_of
@@ -415,6 +455,14 @@ class Parts:
         single.addService(Part("webhooks", start=deliverer.start, stop=deliverer.stop))
         calls = RuleCalls(threads=threads, hub=hub, clock=self.clock, expiry_hours=settings.expiry_hours)
         single.addService(Part("calls of rules", start=calls.start, stop=calls.stop))
+
+    def _smart_host_logins(self) -> dict[str, Credentials]:
+        from server.delivery.logins import LoginUnreadable, read_logins
+
+        try:
+            return read_logins(self.settings.delivery.logins)
+        except LoginUnreadable as error:
+            raise StartFailed(str(error)) from None
 
     def _webhook_secret(self) -> Callable[[], bytes]:
         """Return what gives the signing secret; the appliance's own is made when it is first asked for."""
@@ -456,6 +504,7 @@ class Parts:
                 mend_line_ends_of=smtp.mend_line_ends_of,
                 lmtp_networks=smtp.lmtp_networks,
                 xclient_networks=smtp.xclient_networks,
+                submission_hosts=smtp.submission_hosts,
                 spool_threshold_octets=self.settings.store.spool_threshold_octets,
                 strangers=StrangerLimits(**self.settings.protection.model_dump()),
             ),

@@ -13,8 +13,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from server.arguments import WrongArguments
+from server.next_hop import NextHopSyntax, parse_next_hop
 from server.policy_acts import Context, note
-from storage import accounts, events, queue_acts, queue_view, undoing
+from storage import accounts, doubt, events, queue_acts, queue_view, rerouting, undoing
 from storage.errors import Missing
 from storage.queue_acts import ACTS, LIMIT, Selection, Verb
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 STORY_LIMIT = 1000
+REASON_CHARACTERS = 500
 
 
 def queue_list(context: Context, *, limit: int = 50, state: str = "", domain: str = "") -> dict[str, Any]:
@@ -103,6 +105,99 @@ def queue_act(
         number = context.store.database.write(partial(_act, context, act, selection, action))
         changed += number
     return {"action": action, "verb": act.value, "changed": changed}
+
+
+def queue_doubts(context: Context, *, limit: int = 50, organization: str = "") -> dict[str, Any]:
+    """Return the deliveries in doubt that wait for a verdict, the oldest first."""
+    owner = _owner(context, organization) if organization else None
+    found = context.store.database.read(lambda c: doubt.waiting(c, organization_id=owner, limit=limit))
+    return {"deliveries": found}
+
+
+def queue_verdict(
+    context: Context, *, id: str, verdict: str, reason: str = "", organization: str = ""
+) -> dict[str, Any]:
+    """Say of a delivery in doubt whether it was sent; what evidence contradicts is refused.
+
+    organization: whose delivery alone it may be.
+    """
+    try:
+        said = doubt.Verdict(verdict.replace("-", "_"))
+    except ValueError:
+        raise WrongArguments("the verdict is sent or not-sent") from None
+    owner = _owner(context, organization) if organization else None
+
+    def unit(connection: Connection) -> tuple[str, ...]:
+        finished = doubt.decide(
+            connection,
+            delivery_id=id,
+            verdict=said,
+            actor=context.actor,
+            reason=reason[:REASON_CHARACTERS],
+            at=context.clock.now(),
+            organization_id=owner,
+        )
+        note(connection, context, owner=owner, action="queue.verdict", thing=id, verdict=said.value)
+        return finished
+
+    for message_id in context.store.database.write(unit):
+        context.store.message_path(message_id).unlink(missing_ok=True)
+    return {"delivery": id, "verdict": said.value}
+
+
+def queue_reroute(
+    context: Context,
+    *,
+    hop: str,
+    id: str = "",
+    domain: str = "",
+    organization: str = "",
+    everything: bool = False,
+    reason: str = "",
+) -> dict[str, Any]:
+    """Send what is chosen by another next hop from now on; hop '' takes that back."""
+    scope, subject = _scope(context, id, domain, organization, everything=everything)
+    try:
+        parsed = parse_next_hop(hop) if hop else None
+    except NextHopSyntax as error:
+        raise WrongArguments(str(error)) from None
+    now = context.clock.now()
+
+    def unit(connection: Connection) -> None:
+        if parsed is None:
+            rerouting.remove(connection, scope=scope, subject=subject, at=now)
+        else:
+            said = reason[:REASON_CHARACTERS]
+            rerouting.put(connection, rerouting.Rerouted(scope, subject, hop, context.actor, said, now))
+        note(connection, context, owner=None, action="queue.reroute", thing=subject or "queue", hop=hop)
+
+    context.store.database.write(unit)
+    return {"scope": scope.value, "subject": subject, "hop": hop}
+
+
+def queue_routes(context: Context) -> dict[str, Any]:
+    """Return the routes that were set at run time, the latest first."""
+    now = context.clock.now()
+    found = context.store.database.read(lambda c: rerouting.routes(c, at=now))
+    return {"routes": [{**asdict(one), "scope": one.scope.value} for one in found]}
+
+
+def _scope(
+    context: Context, id: str, domain: str, organization: str, *, everything: bool
+) -> tuple[rerouting.Scope, str]:
+    given = [name for name in (id, domain, organization, everything) if name]
+    if len(given) != 1:
+        raise WrongArguments("say one of: an id, a domain, an organization, or everything")
+    if id:
+        is_one = id.startswith("dlv_")
+        if context.store.database.read(lambda c: events.message_facts(c, message_or_delivery_id=id)) is None:
+            raise Missing(f"{id}: no message or delivery has this id")
+        return (rerouting.Scope.DELIVERY if is_one else rerouting.Scope.MESSAGE), id
+    if domain:
+        return rerouting.Scope.DOMAIN, domain.lower()
+    if organization:
+        return rerouting.Scope.ORGANIZATION, _owner(context, organization)
+    return rerouting.Scope.ALL, ""
 
 
 def queue_undo(context: Context, *, action: str, organization: str = "") -> dict[str, Any]:
@@ -203,6 +298,10 @@ QUEUE_OPERATIONS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "queue-show": queue_show,
     "queue-stats": queue_stats,
     "queue-act": queue_act,
+    "queue-doubts": queue_doubts,
+    "queue-verdict": queue_verdict,
+    "queue-reroute": queue_reroute,
+    "queue-routes": queue_routes,
     "queue-undo": queue_undo,
     "queue-actions": queue_actions,
 }

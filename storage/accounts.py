@@ -96,38 +96,42 @@ def add_dkim_key(
     """Keep a signing key for a tenant's domain; Missing for a foreign one, Conflict for a used selector."""
     _own_domain(connection, organization_id, domain)
     made = DkimKey(
-        ids.new("dkm"), organization_id, domain, selector, algorithm, private_pem, public_record, "active"
+        id=ids.new("dkm"),
+        organization_id=organization_id,
+        domain=domain,
+        selector=selector,
+        algorithm=algorithm,
+        private_pem=private_pem,
+        public_record=public_record,
+        state="active",
+        created_at=at,
+        changed_at=at,
+        told="active",
+        due_at=at,
     )
-    what = f"selector {selector} of {domain}"
-    _insert(connection, schema.dkim_keys, what, **_values(made), created_at=at)
+    _insert(connection, schema.dkim_keys, f"selector {selector} of {domain}", **_values(made))
     _changed(connection, organization_id)
     return made
 
 
 def dkim_keys(connection: Connection, *, domain: str) -> list[DkimKey]:
-    """Return a domain's active signing keys, oldest first."""
+    """Return the keys that sign for a domain, oldest first; dkim has those of other states."""
     columns = schema.dkim_keys.c
     query = select(schema.dkim_keys).where(columns.domain == domain, columns.state == "active")
-    return [
-        DkimKey(
-            row.id,
-            row.organization_id,
-            row.domain,
-            row.selector,
-            row.algorithm,
-            bytes(row.private_pem),
-            row.public_record,
-            row.state,
-        )
-        for row in connection.execute(query.order_by(columns.id))
-    ]
+    return [dkim_key(row) for row in connection.execute(query.order_by(columns.id))]
+
+
+def dkim_key(row: Row[Any]) -> DkimKey:
+    """Return a row of the keys as their record."""
+    values = row._asdict()
+    return DkimKey(**{**values, "private_pem": bytes(row.private_pem)})
 
 
 def retire_dkim_key(connection: Connection, *, organization_id: str, key_id: str) -> None:
     """Take a signing key out of use; its row stays, so that the selector is never used again."""
     columns = schema.dkim_keys.c
     query = update(schema.dkim_keys).where(columns.id == key_id, columns.organization_id == organization_id)
-    if connection.execute(query.values(state="retired")).rowcount == 0:
+    if connection.execute(query.values(state="retired", told="retired", due_at=None)).rowcount == 0:
         raise Missing(f"DKIM key {key_id}")
     _changed(connection, organization_id)
 

@@ -51,6 +51,7 @@ class Envelope:
     ret: FULL or HDRS or None; envid: as given, undecoded (RFC 3461 4.3, 4.4).
     hold_until: when delivery may begin, in microseconds (RFC 4865), None for at once.
     require_tls: RFC 8689, by the sender. tls_only: by policy, so that a host need not know that RFC.
+    ask_in_doubt: by policy, what may have been sent is not sent again without a person's word.
     """
 
     reverse_path: str | None
@@ -62,6 +63,7 @@ class Envelope:
     require_tls: bool = False
     hold_until: int | None = None
     tls_only: bool = False
+    ask_in_doubt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,8 @@ class Decision:
     redirect: address that takes the recipients' place, or None. copies, forwards: inboxes
     and addresses that get it too. priority: the queue's. pause: 'identity' or 'organization',
     which may send no more, '' for none. reason: 'reputation' where nothing but that speaks against it.
-    require_tls: the queue delivers under TLS alone. webhooks: (rule, URL, whether the message goes with it).
+    require_tls: the queue delivers under TLS alone. ask_in_doubt: and sends nothing twice unasked.
+    webhooks: (rule, URL, whether the message goes with it).
     """
 
     action: Action = Action.ACCEPT
@@ -147,6 +150,7 @@ class Decision:
     pause: str = ""
     reason: str = ""
     require_tls: bool = False
+    ask_in_doubt: bool = False
     webhooks: tuple[tuple[str, str, bool], ...] = ()
 
 
@@ -444,7 +448,13 @@ class Domain:
 
 @dataclass(frozen=True, slots=True)
 class DkimKey:
-    """A signing key: algorithm 'rsa-sha256' or 'ed25519-sha256'; private key in PEM (PKCS 8)."""
+    """A signing key: algorithm 'rsa-sha256' or 'ed25519-sha256'; private key in PEM (PKCS 8).
+
+    state: 'made' (not in the DNS yet), 'published' (seen there since seen_at), 'active' (it signs),
+    'retiring' (its record stays for mail on the way) or 'retired' (private_pem is b''). changed_at: since
+    when. looked: what the DNS said last, 'right', 'wrong', 'missing', 'unknown' or ''. told: the state that
+    the operator was told of. due_at: None where nothing is left to do.
+    """
 
     id: str
     organization_id: str
@@ -453,7 +463,15 @@ class DkimKey:
     algorithm: str
     private_pem: bytes
     public_record: str  # the TXT record's value
-    state: str  # 'active' or 'retired'
+    state: str
+    created_at: int = 0
+    changed_at: int = 0
+    seen_at: int | None = None
+    ttl_seconds: int = 0
+    looked_at: int | None = None
+    looked: str = ""
+    told: str = ""
+    due_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

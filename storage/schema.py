@@ -86,7 +86,18 @@ dkim_keys = Table(
     Column("state", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     UniqueConstraint("domain", "selector"),
-)
+    # When the state began; since when each look at the DNS found the record, with its longest TTL in seconds.
+    Column("changed_at", BigInteger, nullable=False, server_default="0"),
+    Column("seen_at", BigInteger),
+    Column("ttl_seconds", Integer, nullable=False, server_default="0"),
+    Column("looked_at", BigInteger),
+    Column("looked", Text, nullable=False, server_default=""),
+    # The state that the operator was told of last, and when the daemon has to do with the key again.
+    Column("told", Text, nullable=False, server_default=""),
+    Column("due_at", BigInteger),
+    Index("ix_dkim_keys_due_at", "due_at", sqlite_where=text("due_at IS NOT NULL"),
+          postgresql_where=text("due_at IS NOT NULL")),
+)  # fmt: skip
 
 mailboxes = Table(
     "mailboxes",

@@ -30,8 +30,8 @@ class Nameserver:
 
     A TXT value is its plain text, or presentation form where it begins with a quote.
     '*.example.com' is a wildcard. servfail, nxdomain, silent: names to fail in that way;
-    authenticated: sets AD, but for the names in insecure; truncated: names whose UDP answers
-    are cut; asked: what came.
+    authenticated: sets AD, but for the names in insecure; truncated: names whose UDP answers are cut;
+    asked: what came.
     """
 
     def __init__(self, zone: Zone, *, ttl: int = 60, negative_ttl: int = 30) -> None:

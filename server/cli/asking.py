@@ -42,6 +42,7 @@ def _on_store(settings: Settings, operation: str, arguments: Mapping[str, Any]) 
     from server.clock import SystemClock
     from server.operations import Context, perform
     from server.parts import open_store
+    from server.sender_auth.rotation import pace_of
     from server.transport.publishing import read_published
     from storage.errors import StorageError
 
@@ -57,6 +58,7 @@ def _on_store(settings: Settings, operation: str, arguments: Mapping[str, Any]) 
             actor=f"cli:{getpass.getuser()}",
             report_address=settings.dmarc.report_address,
             published=partial(read_published, settings),
+            pace=pace_of(settings.dkim),
         )
         return perform(context, operation, arguments)
     finally:

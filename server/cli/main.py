@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from server.cli import output, policy, queue
+from server.cli import dkim, output, policy, queue
 from server.cli.options import (
     EXIT_CONFIGURATION,
     EXIT_REFUSED,
@@ -53,6 +53,7 @@ for name, group in {
     "config": config_app,
 }.items():
     app.add_typer(group, name=name)
+domain_app.add_typer(dkim.app, name="dkim")
 
 
 def _show_version(wanted: bool) -> None:

@@ -75,14 +75,14 @@ def dmarc(result: Mapping[str, Any]) -> None:
     if not result["reports"]:
         console().print(Text(f"no DMARC report about {plain(result['domain'])} has come"))
         return
-    _table(
+    print_table(
         ("source", "messages", "DMARC", "DKIM", "SPF", "disposition"),
         [
             (row["source_ip"], row["messages"], row["dmarc"], row["dkim"], row["spf"], row["disposition"])
             for row in result["sources"]
         ],
     )
-    _table(
+    print_table(
         ("from", "reporter", "messages", "passed", "report"),
         [
             (moment(row["begin_at"])[:16], row["reporter"], row["messages"], row["passed"], row["report_id"])
@@ -96,11 +96,11 @@ def tls(result: Mapping[str, Any]) -> None:
     if not result["reports"]:
         console().print(Text(f"no TLS report about {plain(result['domain'])} has come"))
         return
-    _table(
+    print_table(
         ("policy", "result", "host", "sessions"),
         [(row["policy"], row["result"], row["host"], row["sessions"]) for row in result["results"]],
     )
-    _table(
+    print_table(
         ("from", "reporter", "good", "failed", "report"),
         [
             (
@@ -119,7 +119,7 @@ def policies(result: Mapping[str, Any]) -> None:
     """Print the MTA-STS policies that are kept."""
     if not result["policies"]:
         print("no MTA-STS policy is kept")
-    _table(
+    print_table(
         ("domain", "policy", "id", "fetched", "until"),
         [
             (
@@ -134,7 +134,8 @@ def policies(result: Mapping[str, Any]) -> None:
     )
 
 
-def _table(titles: Iterable[str], rows: Sequence[Iterable[object]]) -> None:
+def print_table(titles: Iterable[str], rows: Sequence[Iterable[object]]) -> None:
+    """Print rows under their titles, nothing where there are none."""
     if not rows:
         return
     table = Table(box=None, header_style="bold")
@@ -230,6 +231,25 @@ def queue_actions(result: Mapping[str, Any]) -> None:
         print(f"  by {row['actor']}")
 
 
+def queue_routes(result: Mapping[str, Any]) -> None:
+    """Print the routes that were set at run time."""
+    if not result["routes"]:
+        print("no route is set")
+    for row in result["routes"]:
+        until = f", until {moment(row['until'])[:19]}" if row["until"] else ""
+        print(f"{row['scope']} {plain(row['subject'])} -> {plain(row['hop'])}".replace("  ", " ") + until)
+        print(f"  by {row['actor']} {moment(row['at'])[:19]} {plain(row['reason'])}".rstrip())
+
+
+def queue_doubts(result: Mapping[str, Any]) -> None:
+    """Print what waits for a verdict."""
+    if not result["deliveries"]:
+        print("nothing is in doubt")
+    for row in result["deliveries"]:
+        print(f"{row['id']}  {plain(row['recipient'])}  attempt {row['tries']}")
+        print(f"  begun {moment(row['begun_at'])[:19]}, message {row['message_id']}")
+
+
 def explanation(result: Mapping[str, Any]) -> None:
     """Print a message's facts, its timeline and its deliveries."""
     message = result["message"]
@@ -249,7 +269,7 @@ def protection(steps: Iterable[Mapping[str, Any]]) -> None:
     if not attempts:
         return
     print()
-    _table(
+    print_table(
         ("attempt", "to", "host", "policy", "TLS", "why"),
         [
             (

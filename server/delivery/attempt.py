@@ -3,13 +3,13 @@
 Owns the walk over hosts, the use of pooled connections, and what each answer
 means for each recipient. Settles nothing: outcomes go back to the scheduler.
 The durable record that transmission began comes before the first octet of
-content. RFC 5321 5.1 (hosts), 4.5.3.1.10 (too many recipients), 4.2.
+content. RFC 5321 5.1 (hosts), 4.5.3.1.10 (too many recipients), 4.2, RFC 9422 (LIMITS).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from server.delivery.letter import Letter
     from server.delivery.pool import Pool, Taken
     from server.delivery.protection import Protection
+    from server.delivery.sources import Source, Sources
     from server.smtp.client import Client
     from server.threads import Threads
     from server.transport.results import TlsResults
@@ -92,6 +93,7 @@ class Transmitter:
         hostname: str,
         dice: random.Random,
         forwarding: Forwarding | None = None,
+        sources: Sources | None = None,
         protection: Protection | None = None,
         results: TlsResults | None = None,
     ) -> None:
@@ -102,9 +104,10 @@ class Transmitter:
         self._hostname = hostname.lower()
         self._dice = dice
         self._forwarding = forwarding
+        self._sources = sources
         self._protection = protection
         self._results = results
-        self._hosts: dict[str, tuple[float, tuple[Exchanger, ...]]] = {}
+        self._hosts: dict[tuple[str, Route], tuple[float, tuple[Exchanger, ...]]] = {}
 
     async def send(self, group: Group, letter: Letter, *, begin: Begin) -> Outcomes:
         """Return an outcome for each delivery of a group, by id.
@@ -119,7 +122,7 @@ class Transmitter:
                 answers = await self._transact(group, letter, pending[:RECIPIENTS_LIMIT], begin)
                 seconds = self._clock.monotonic() - started
                 found |= _read(answers, round(seconds * 1_000_000))
-                pending = [*_again(answers), *pending[RECIPIENTS_LIMIT:]]
+                pending = [*_again(answers), *pending[len(answers) :]]
         except Unroutable as failure:
             found |= {one.id: failure.outcome for one in pending}
         return found
@@ -127,8 +130,11 @@ class Transmitter:
     async def _transact(
         self, group: Group, letter: Letter, deliveries: Sequence[Delivery], begin: Begin
     ) -> list[_Answered]:
-        """Carry one transaction; a connection that died while idle is replaced once by a new one."""
-        exchangers = await self._in_order(group, letter)
+        """Carry one transaction for as many of the first as the server takes in one (RFC 9422).
+
+        A connection that died while idle is replaced once by a new one.
+        """
+        exchangers = await self._from(group, await self._in_order(group, letter))
         way = await self._connection(group, exchangers)
         answered = await self._carry(way, letter, deliveries, begin)
         if way.taken.reused and all(_died_idle(one.answer) for one in answered):
@@ -141,6 +147,8 @@ class Transmitter:
     ) -> list[_Answered]:
         taken = way.taken
         client = taken.client
+        # One domain's recipients alone go together: RCPTDOMAINMAX, one at least, is kept anyway.
+        deliveries = deliveries[: client.extensions.limit("RCPTMAX")]
         hop = Hop(
             client.endpoint.host,
             client.endpoint.address,
@@ -172,6 +180,8 @@ class Transmitter:
             )
         finally:
             self._pool.give(client)
+        if self._sources is not None:
+            self._sources.count(client.endpoint.source, len(deliveries))
         return [
             _Answered(delivery, answer, hop, taken.note)
             for delivery, answer in zip(deliveries, answers, strict=True)
@@ -192,11 +202,21 @@ class Transmitter:
                 taken.client.quit()
         return await self._open(group, exchangers)
 
+    async def _from(self, group: Group, exchangers: list[Exchanger]) -> list[Exchanger]:
+        """Say which of our addresses the hosts are connected to from; raises Resting."""
+        if self._sources is None or fixed(group.hop) is not None:
+            return exchangers
+        chosen = await self._sources.choose(
+            organization_id=group.deliveries[0].organization_id, domain=group.domain
+        )
+        return [_from(one, chosen) for one in exchangers] if chosen else exchangers
+
     async def _in_order(self, group: Group, letter: Letter) -> list[Exchanger]:
         exchangers = in_order(await self._find(group), self._dice)
         if not group.verified:
             # RFC 8689 5: what the sender says of the way comes before what the recipient's domain asks.
-            return [relaxed(one) for one in exchangers] if letter.tls_optional else exchangers
+            is_free = letter.tls_optional and fixed(group.hop) is None
+            return [relaxed(one) for one in exchangers] if is_free else exchangers
         if not group.require_tls:
             # Policy asks for a certificate of the name that the MX record gives, proved or not.
             return [required(one, by="a rule asks for TLS") for one in exchangers]
@@ -287,7 +307,7 @@ class Transmitter:
             self._results.note(Session(group.domain, reported, fault, place.host, place.address, source))
 
     async def _find(self, group: Group) -> tuple[Exchanger, ...]:
-        until, known = self._hosts.get(group.domain, (0.0, ()))
+        until, known = self._hosts.get((group.domain, group.hop), (0.0, ()))
         now = self._clock.monotonic()
         if known and now < until:
             return known
@@ -300,7 +320,7 @@ class Transmitter:
             found = tuple(replace(one, applied=CONFIGURED) for one in await self._exchangers.of_hop(hop))
         if len(self._hosts) >= HOSTS_LIMIT:
             self._hosts.clear()
-        self._hosts[group.domain] = (now + HOSTS_SECONDS, found)
+        self._hosts[group.domain, group.hop] = (now + HOSTS_SECONDS, found)
         return found
 
 
@@ -357,6 +377,17 @@ class _Answered:
     answer: Answer
     hop: Hop
     note: str
+
+
+def _from(exchanger: Exchanger, chosen: Mapping[bool, Source]) -> Exchanger:
+    """Return a host as it is connected to from chosen addresses, by family."""
+    places = [
+        replace(place, source=source.address, name=source.name)
+        if (source := chosen.get(":" in place.address)) is not None
+        else place
+        for place in exchanger.endpoints
+    ]
+    return replace(exchanger, endpoints=tuple(places))
 
 
 def _handover(client: Client) -> Handover:
@@ -448,6 +479,7 @@ def _transaction(
         ret=envelope.ret,
         envid=envelope.envid,
         require_tls=envelope.require_tls,
+        chunked=letter.ends_whole,
     )
 
 

@@ -22,6 +22,7 @@ from server.delivery.home import derived_id
 from server.delivery.ledger import discard_files
 from server.mail.address import AddressSyntax
 from server.mail.dsn import Action, RecipientStatus, Report, Returned, compose_dsn
+from server.mail.seven_bit import has_short_lines
 from server.refusal import Refusal
 from storage import events as event_log
 from storage import ids, notices, queue
@@ -352,6 +353,7 @@ def _returned(path: Path, returned: Returned, start: int) -> tuple[bytes, Return
             content = file.read(FULL_OCTETS + 1)
     except FileNotFoundError:
         return b"", Returned.HDRS
-    if returned is Returned.FULL and len(content) <= FULL_OCTETS:
+    # A message is attached as it is: what has lines that not every way carries is returned by its header.
+    if returned is Returned.FULL and len(content) <= FULL_OCTETS and has_short_lines(content):
         return content, returned
     return content[:HEADER_OCTETS], Returned.HDRS

@@ -188,7 +188,9 @@ class Pool:
 
     def give(self, client: Client) -> None:
         """Take a connection back: it is kept if it can be used again, else closed."""
-        keep = client.ready and client.transactions < self._messages and self._idle_seconds > 0
+        # RFC 9422, MAILMAX: the server said how many transactions a session may have.
+        most = min(self._messages, client.extensions.limit("MAILMAX") or self._messages)
+        keep = client.ready and client.transactions < most and self._idle_seconds > 0
         if not keep or self._count >= IDLE_LIMIT:
             client.quit()
             return

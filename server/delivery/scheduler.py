@@ -28,25 +28,30 @@ from server.delivery.exchangers import Exchangers
 from server.delivery.forwarding import Forwarding, is_unanswerable
 from server.delivery.home import Homeward
 from server.delivery.ledger import LeaseLost, Ledger
-from server.delivery.outcome import in_doubt, slows_down
+from server.delivery.outcome import blames_us, in_doubt, slows_down
+from server.delivery.pace import Pace
 from server.delivery.pool import Pool
 from server.delivery.protection import Protection
-from server.delivery.route import Routes
+from server.delivery.route import BY_MX, RouteKeeper, Routes
+from server.delivery.sources import Resting, Sources
 from server.smtp.client import BLOCK_SECONDS, DATA_SECONDS, Timeouts
 from storage import queue
 from storage.errors import StorageError
 from storage.lanes import Lane, Place, lanes, next_due
 from storage.queue import Pick, Settlement
 from storage.records import Delivery, DeliveryState, Outcome
+from storage.rerouting import TOPIC, Scope
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from server.clock import Clock
     from server.dns import Resolver
+    from server.fresh import Fresh
     from server.intake import Intake
     from server.routing import Routing
     from server.sections import Delivery as DeliverySettings
+    from server.smtp.client_machine import Credentials
     from server.threads import Hub, Threads
     from server.transport.policies import StsPolicies
     from server.transport.results import TlsResults
@@ -87,6 +92,9 @@ class Scheduler:
         tls_context: ssl.SSLContext | None,
         jitter: random.Random,
         holder: str = "",
+        fresh: Fresh | None = None,
+        logins: Mapping[str, Credentials] | None = None,
+        sources: Sources | None = None,
         sts: StsPolicies | None = None,
         dane: bool = False,
         tls_results: TlsResults | None = None,
@@ -97,8 +105,17 @@ class Scheduler:
         self._settings = settings
         self._dice = jitter
         self._holder = holder
+        self._asks_in_doubt = settings.in_doubt == "ask"
         self._lease_seconds = settings.data_timeout_seconds + LEASE_MARGIN_SECONDS
-        self._routes = Routes(routes=settings.routes, default=settings.default_route, routing=routing)
+        self._routes = Routes(
+            routes=settings.routes,
+            default=settings.default_route,
+            routing=routing,
+            organizations=settings.organization_routes,
+            lane=settings.relay_lane,
+        )
+        self.keeper = RouteKeeper(self._routes, threads=threads, clock=clock)
+        self._lane_seconds = settings.relay_lane_seconds
         self._pool = Pool(
             hostname=hostname,
             tls=tls_context,
@@ -118,7 +135,10 @@ class Scheduler:
             threads=threads, clock=clock, delay_notice_after=delay or None, settled=self._on_settled
         )
         exchangers = Exchangers(
-            resolver, hostname=hostname, allow_private_addresses=settings.allow_private_addresses
+            resolver,
+            hostname=hostname,
+            allow_private_addresses=settings.allow_private_addresses,
+            logins=logins,
         )
         self._carrier = Carrier(
             threads=threads,
@@ -130,6 +150,7 @@ class Scheduler:
                 clock=clock,
                 hostname=hostname,
                 dice=jitter,
+                sources=sources,
                 forwarding=Forwarding(routing) if settings.forwarded_sender == "ours" else None,
                 protection=Protection(resolver=resolver, sts=sts, dane=dane),
                 results=tls_results,
@@ -138,9 +159,14 @@ class Scheduler:
                 intake=intake, routing=routing, threads=threads, clock=clock, hostname=hostname
             ),
             outbox=outbox,
+            fresh=fresh,
         )
+        self._pace = Pace(settings.rates, per_provider_concurrency=settings.per_provider_concurrency)
         self._backlog = Backlog(
-            concurrency=settings.concurrency, per_domain_concurrency=settings.per_domain_concurrency
+            concurrency=settings.concurrency,
+            per_domain_concurrency=settings.per_domain_concurrency,
+            pace=self._pace,
+            monotonic=clock.monotonic,
         )
         self._held: dict[str, Delivery] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -153,11 +179,15 @@ class Scheduler:
         self._next_end: int | None = None
         self._main: list[asyncio.Task[None]] = []
         self._unsubscribe: Callable[[], None] = _nothing
+        self._forget_routes: Callable[[], None] = _nothing
+        self._has_new_routes = False
 
     async def start(self) -> None:
         """Take back what a dead process left behind and begin to deliver."""
         await self._reclaim(FOREVER if self._threads.store.database.dialect == "sqlite" else None)
+        await self.keeper.load()
         self._unsubscribe = self._hub.subscribe("queue", None, self._on_notice)
+        self._forget_routes = self._hub.subscribe(TOPIC, None, self._on_routes)
         loop = asyncio.get_running_loop()
         self._main = [loop.create_task(self._run()), loop.create_task(self._renew())]
 
@@ -165,6 +195,7 @@ class Scheduler:
         """Lease no more, wait for attempts as long as the limit allows, give back the rest."""
         self._stopping = True
         self._unsubscribe()
+        self._forget_routes()
         # Not cancelled: a lease under way would be lost to everybody until it ended.
         self._wake.set()
         await asyncio.wait(self._main[:1])
@@ -194,6 +225,10 @@ class Scheduler:
     def _on_notice(self, _notice: Notice) -> None:
         self.wake()
 
+    def _on_routes(self, _notice: Notice) -> None:
+        self._has_new_routes = True
+        self._wake.set()
+
     # Looking and leasing: one task, so that a scan and a lease never overtake each other.
 
     async def _run(self) -> None:
@@ -212,6 +247,9 @@ class Scheduler:
             await self._sleep()
 
     async def _turn(self) -> None:
+        if self._has_new_routes:
+            self._has_new_routes = False
+            await self.keeper.load()
         if self._may_look():
             await self._look()
         while not self._stopping and (picks := self._backlog.choose()):
@@ -256,12 +294,14 @@ class Scheduler:
             self._backlog.add(group)
 
     async def _group(self, deliveries: Sequence[Delivery]) -> list[Group]:
-        together: dict[tuple[str, str], list[Delivery]] = {}
+        together: dict[tuple[str, str, str], list[Delivery]] = {}
         for one in deliveries:
-            together.setdefault((one.domain, one.message_id), []).append(one)
+            key = one.domain, one.message_id, self._routes.apart(one)
+            together.setdefault(key, []).append(one)
+        now = self._clock.now()
         return [
-            Group(domain, await self._routes.find(domain), tuple(members))
-            for (domain, _), members in together.items()
+            Group(domain, await self._routes.find(members[0], now=now), tuple(members))
+            for (domain, *_), members in together.items()
         ]
 
     def _lease_end(self, now: int) -> int:
@@ -272,7 +312,9 @@ class Scheduler:
         now = self._clock.now()
         count = 1
         while count:
-            unit = partial(queue.reclaim, now=now, before=now if before is None else before)
+            unit = partial(
+                queue.reclaim, now=now, before=now if before is None else before, ask=self._asks_in_doubt
+            )
             count = await self._threads.write(unit)
             if count:
                 log.warning("deliveries taken back from ended leases", count=count)
@@ -284,6 +326,8 @@ class Scheduler:
         elif self._next_due is not None:
             # A clock that was set back must not make this spin, nor one set forward sleep for years.
             seconds = min(max((self._next_due - self._clock.now()) / SECOND, 0.01), LOOK_SECONDS)
+        if self._backlog.next_room_in is not None:
+            seconds = min(seconds, max(self._backlog.next_room_in, 0.01))
         try:
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
@@ -303,11 +347,13 @@ class Scheduler:
         try:
             outcomes = await self._carrier.carry(group)
             self._adapt(turn, outcomes)
-            self._settle(group.deliveries, outcomes)
+            await self._settle_group(group, outcomes)
         except LeaseLost:
             log.warning("lease lost before sending", message=group.message_id)
             # Those that are still ours are due again at once; the lost ones are fenced off.
             await self._give_back(group.deliveries)
+        except Resting as rest:
+            await self._put_off(group.deliveries, rest)
         except asyncio.CancelledError:
             await self._interrupted(group)
             raise
@@ -323,10 +369,30 @@ class Scheduler:
                 self._wake.set()
 
     def _adapt(self, turn: Turn, outcomes: Mapping[str, Outcome]) -> None:
-        if all(slows_down(one) for one in outcomes.values()):
-            turn.destination.window.failed()
-        else:
-            turn.destination.window.succeeded()
+        turn.adapt(is_slowed=all(slows_down(one) for one in outcomes.values()))
+        if turn.group.hop == BY_MX:
+            self._pace.learn(turn.group.domain, next((one.host for one in outcomes.values()), ""))
+
+    async def _settle_group(self, group: Group, outcomes: Mapping[str, Outcome]) -> None:
+        """Settle an attempt; what our reputation stopped goes by the relay lane, where there is one."""
+        refusal = None
+        if self._routes.lane is not None and group.hop == BY_MX:
+            refusal = next((one for one in outcomes.values() if blames_us(one)), None)
+        if refusal is None:
+            self._settle(group.deliveries, outcomes)
+            return
+        await self.keeper.divert(
+            scope=Scope.DOMAIN, subject=group.domain, reason=refusal.text, seconds=self._lane_seconds
+        )
+        stopped = [one for one in group.deliveries if blames_us(outcomes[one.id])]
+        self._settle([one for one in group.deliveries if one not in stopped], outcomes)
+        self._ledger.settle([self._diverted(one, outcomes[one.id]) for one in stopped])
+
+    def _diverted(self, delivery: Delivery, outcome: Outcome) -> Settlement:
+        text = f"{outcome.text} (refused for this server's reputation: it goes by the relay lane now)"
+        return Settlement(
+            delivery, replace(outcome, state=DeliveryState.DEFERRED, text=text), self._clock.now()
+        )
 
     def _settle(self, deliveries: Sequence[Delivery], outcomes: Mapping[str, Outcome]) -> None:
         settlements = [self._settlement(one, outcomes[one.id]) for one in deliveries]
@@ -346,10 +412,21 @@ class Scheduler:
             maximum=self._settings.retry_max_seconds,
             jitter=self._dice.random(),
         )
+        if in_doubt(outcome) and (due is not None or self._asks(delivery)):
+            return self._doubted(delivery, outcome, due=due)
         if due is None:
             expired = replace(outcome, state=DeliveryState.EXPIRED)
             return Settlement(delivery, expired, unanswerable=unanswerable)
-        return Settlement(delivery, outcome, due, in_doubt(outcome))
+        return Settlement(delivery, outcome, due)
+
+    def _asks(self, delivery: Delivery) -> bool:
+        return self._asks_in_doubt or delivery.envelope.ask_in_doubt
+
+    def _doubted(self, delivery: Delivery, outcome: Outcome, *, due: int | None) -> Settlement:
+        """Return what becomes of a message that the next server may have: sent again, or held for a word."""
+        if self._asks(delivery):
+            return Settlement(delivery, replace(outcome, state=DeliveryState.HELD), in_doubt=True)
+        return Settlement(delivery, outcome, due, in_doubt=True)
 
     def _on_settled(self, settlements: Sequence[Settlement]) -> None:
         self._release([one.delivery for one in settlements])
@@ -377,7 +454,7 @@ class Scheduler:
         """Give back a cancelled attempt's leases, or say that what was being sent is in doubt."""
         begun = self._carrier.begun(group)
         doubtful = Outcome(DeliveryState.DEFERRED, text=queue.IN_DOUBT, phase="final")
-        self._ledger.settle([Settlement(one, doubtful, self._clock.now(), in_doubt=True) for one in begun])
+        self._ledger.settle([self._doubted(one, doubtful, due=self._clock.now()) for one in begun])
         await asyncio.shield(self._give_back([one for one in group.deliveries if one not in begun]))
 
     async def _give_back(self, deliveries: Sequence[Delivery]) -> None:
@@ -388,6 +465,18 @@ class Scheduler:
         except StorageError as error:
             log.error("leases not given back", count=len(deliveries), problem=str(error))
         self._release(deliveries)
+
+    async def _put_off(self, deliveries: Sequence[Delivery], rest: Resting) -> None:
+        """Give deliveries back for later, without a try counted: nothing is wrong with them."""
+        now = self._clock.now()
+        due = now + round(rest.seconds * SECOND)
+        log.info("put off", count=len(deliveries), reason=str(rest), seconds=rest.seconds)
+        await self._give_back([replace(one, next_attempt_at=due) for one in deliveries])
+        try:
+            unit = partial(queue.tell_paced, held=deliveries, due=due, reason=str(rest), at=now)
+            await self._threads.write(unit)
+        except StorageError as error:
+            log.error("events not written", count=len(deliveries), problem=str(error))
 
 
 def _nothing() -> None:

@@ -14,6 +14,7 @@ from server.http import openapi, problems
 from server.http.access import Access
 from server.http.bodies import Bodies
 from server.http.console import Console
+from server.http.dkim import DkimRoutes
 from server.http.edge import Edge
 from server.http.happenings import HappeningRoutes
 from server.http.health import HealthRoutes
@@ -97,6 +98,7 @@ def _add_routes(door: Door, services: Services) -> None:
     files = MessageFiles(services)
     for routes in (
         OrganizationRoutes(services),
+        DkimRoutes(services),
         InboxRoutes(services),
         SendingRoutes(services, files),
         MessageRoutes(services, files),

@@ -15,6 +15,7 @@ from server.http.problems import Problem
 from server.http.reading import Answered
 from server.mail.address import AddressSyntax, normalise_domain, parse_mailbox
 from server.mail.address import Mailbox as MailAddress
+from server.mail.automatic import says_automatic
 from server.mail.compose import Attachment, Draft, NamedAddress, parse_named_address
 from storage import ids
 from storage.records import Envelope, Mailbox, Recipient
@@ -56,7 +57,17 @@ def draft_of(asked: models.SendRequest, inbox: Mailbox, *, at: int) -> tuple[Dra
 
 
 def reply_of(asked: models.ReplyRequest, inbox: Mailbox, original: Answered, *, at: int) -> Draft:
-    """Return the draft of a reply; Problem 422 where the original names nobody to answer."""
+    """Return the draft of a reply.
+
+    Problem 422 where the original names nobody to answer, or the reply is automatic and so is the original.
+    """
+    if original.automatic and any(map(_is_automatic, asked.headers.items())):
+        raise Problem(
+            422,
+            "automatic_message",
+            f"An automatic reply answers no message like this: it is {original.automatic} (RFC 3834).",
+            fix="Reply without Auto-Submitted where a person decided to.",
+        )
     to = _readable(original.reply_to)
     if not to:
         raise Problem(422, "no_reply_address", "The message names no address to answer.")
@@ -110,6 +121,11 @@ def _own(inbox: Mailbox) -> NamedAddress:
 
 def _message_id(inbox: Mailbox) -> str:
     return f"<{ids.new('msg').partition('_')[2]}@{inbox.address.rpartition('@')[2]}>"
+
+
+def _is_automatic(header: tuple[str, str]) -> bool:
+    name, value = header
+    return name.lower() == "auto-submitted" and says_automatic(value.encode("utf-8", "replace"))
 
 
 def _named(texts: Iterable[str], member: str) -> tuple[NamedAddress, ...]:

@@ -22,9 +22,9 @@ from server.http.services import Services, known_id, write_audit
 from server.login import new_key
 from server.mail.address import AddressSyntax, normalise_domain, parse_domain
 from server.sender_auth import zone
-from server.sender_auth.keys import ALGORITHMS, make_key
+from server.sender_auth.keys import ALGORITHMS, make_key, selector_of
 from server.transport.publishing import advice, read_published
-from storage import accounts, dmarc
+from storage import accounts, dkim, dmarc
 from storage.records import ApiKey, Organization
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class OrganizationRoutes:
         asked = await self._services.bodies.read(request, models.DomainRequest)
         owner = known_id(asked.organization_id or caller.organization_id)
         await self._require_organization(owner)
-        name = _domain_name(asked.name)
+        name = domain_name(asked.name)
         keys = [(one, *await self._services.threads.compute(make_key, one)) for one in ALGORITHMS]
         now = self._services.clock.now()
 
@@ -170,7 +170,7 @@ class OrganizationRoutes:
                     connection,
                     organization_id=owner,
                     domain=name,
-                    selector=f"{algorithm.partition('-')[0]}{now // 1_000_000}",
+                    selector=selector_of(algorithm, now),
                     algorithm=algorithm,
                     private_pem=pem,
                     public_record=record,
@@ -201,7 +201,7 @@ class OrganizationRoutes:
         """Show a domain and the DNS records to publish for it."""
         caller.require_unbound()
         try:
-            wanted = _domain_name(name)
+            wanted = domain_name(name)
         except Problem:
             raise not_found() from None
         return answer(await self._domain(wanted, caller.organization_id))
@@ -213,7 +213,7 @@ class OrganizationRoutes:
         """
         caller.require_unbound()
         try:
-            wanted = _domain_name(name)
+            wanted = domain_name(name)
         except Problem:
             raise not_found() from None
 
@@ -319,7 +319,7 @@ class OrganizationRoutes:
 
     async def _domain(self, name: str, owner: str) -> dict[str, object]:
         found, keys = await self._services.threads.read(
-            lambda c: (accounts.find_domain(c, name=name), accounts.dkim_keys(c, domain=name))
+            lambda c: (accounts.find_domain(c, name=name), dkim.keys(c, domain=name))
         )
         if found is None or found.organization_id != owner:
             raise not_found()
@@ -348,7 +348,8 @@ def expiry(text: str | None, now: int) -> int | None:
     return expires_at
 
 
-def _domain_name(text: str) -> str:
+def domain_name(text: str) -> str:
+    """Return a mail domain in normal form; Problem 422."""
     try:
         name = normalise_domain(parse_domain(text.removesuffix("."), smtputf8=True))
     except (AddressSyntax, ValueError):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from server.http.answers import time_text
 from server.mail.address_list import HeaderAddress
+from server.mail.automatic import unanswerable
 from server.mail.dates import parse_date
 from server.mail.envelope import Envelope, read_envelope
 from server.mail.header import decode, fields
@@ -78,13 +79,17 @@ def extract_part(path: Path, number: str) -> tuple[str, str | None, bytes] | Non
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What a reply takes from the message it answers; addresses as text."""
+    """What a reply takes from the message it answers; addresses as text.
+
+    automatic: why no automatic reply may answer it, '' where one may (RFC 3834 2).
+    """
 
     subject: str
     message_id: str
     references: tuple[str, ...]
     reply_to: tuple[str, ...]
     others: tuple[str, ...]
+    automatic: str = ""
 
 
 def answered(path: Path) -> Answered:
@@ -101,6 +106,7 @@ def answered(path: Path) -> Answered:
         references=tuple(one for one in earlier if _is_message_id(one))[-REFERENCES_SHOWN:],
         reply_to=_mailboxes(envelope.reply_to),
         others=_mailboxes((*envelope.to, *envelope.cc)),
+        automatic=unanswerable(header),
     )
 
 

@@ -15,7 +15,9 @@ from enum import Enum
 from server.mail.compose import message_id_field, usable_ids
 from server.mail.dates import format_date
 from server.mail.entity import Entity, multipart, text_entity
-from server.mail.header import fold, split
+from server.mail.header import MAX_LINE_OCTETS, fold, split
+from server.mail.recoding import Unencodable
+from server.mail.seven_bit import refolded
 
 MAX_DIAGNOSTIC_OCTETS = 1_500
 MAX_RETURNED_HEADER_OCTETS = 65_536
@@ -209,8 +211,17 @@ def _returned_part(report: Report) -> Entity:
         return Entity(_media(b"message/" + kind, report.content), report.content)
     if len(header) > MAX_RETURNED_HEADER_OCTETS:
         header = header[: header.rfind(b"\n", 0, MAX_RETURNED_HEADER_OCTETS) + 1]
+    header = _with_short_lines(header)
     media = b"message/global-headers" if kind == b"global" else b"text/rfc822-headers"
     return Entity(_media(media, header), header)
+
+
+def _with_short_lines(header: bytes) -> bytes:
+    """Return a header whose long lines are folded, or left out where they cannot be."""
+    try:
+        return refolded(header)
+    except Unencodable:
+        return b"\r\n".join([line for line in header.split(b"\r\n") if len(line) <= MAX_LINE_OCTETS])
 
 
 def _media(media: bytes, body: bytes = b"") -> bytes:

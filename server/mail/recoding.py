@@ -21,7 +21,7 @@ LINE_OCTETS = 998  # RFC 5322 2.1.1, without CRLF
 STEP_OCTETS = 57 * 4096  # 57 octets make a line of base64
 TEXT_OCTETS = 1 << 20  # longer text is not looked at as a whole: base64
 
-_ENCODING = re.compile(rb"^content-transfer-encoding[ \t]{0,80}:[^\n]*(?:\n[ \t][^\n]*)*\n?", re.I | re.M)
+ENCODING = re.compile(rb"^content-transfer-encoding[ \t]{0,80}:[^\n]*(?:\n[ \t][^\n]*)*\n?", re.I | re.M)
 _LONG = re.compile(rb"[^\r\n]{%d}" % (LINE_OCTETS + 1))
 
 
@@ -81,13 +81,13 @@ def _leaf(message: Octets, part: Part, header: bytes, *, is_signed: bool) -> Ite
 
 def _labelled(header: bytes, encoding: bytes, *, is_signed: bool) -> bytes:
     """Return a header with that encoding in place of 'binary'."""
-    found = _ENCODING.search(header)
+    found = ENCODING.search(header)
     if found is None or b"binary" not in found[0].lower():
         return header
     if is_signed:
         raise Unencodable("a signed part is binary")
     field = b"Content-Transfer-Encoding: " + encoding + b"\r\n"
-    rest = _ENCODING.sub(b"", header[found.end() :])
+    rest = ENCODING.sub(b"", header[found.end() :])
     return header[: found.start()] + field + rest
 
 

@@ -15,6 +15,11 @@ ALGORITHMS = ("rsa-sha256", "ed25519-sha256")
 RSA_BITS = 2048
 
 
+def selector_of(algorithm: str, at: int) -> str:
+    """Return the selector of a key that is made now; at: microseconds, of which the second counts."""
+    return f"{algorithm.partition('-')[0]}{at // 1_000_000}"
+
+
 def make_key(algorithm: str) -> tuple[bytes, str]:
     """Return (private key as PKCS 8 PEM, value of the TXT record) for an algorithm of ALGORITHMS."""
     if algorithm == "rsa-sha256":

@@ -41,6 +41,9 @@ SIGNED_FIELDS = (
     b"Content-Type", b"Content-Transfer-Encoding", b"In-Reply-To", b"References",
     b"List-Unsubscribe", b"List-Unsubscribe-Post",
 )  # fmt: skip
+# RFC 8058 4: both are signed where there is one of them. Where there is none they are not: a list that adds
+# its own to a message and changes nothing else leaves the signature whole.
+LIST_FIELDS = frozenset({b"List-Unsubscribe", b"List-Unsubscribe-Post"})
 
 SIGNATURE = b"DKIM-Signature"
 
@@ -219,7 +222,10 @@ def _choose(
         by_name.setdefault(field.name.lower(), []).append(field.raw.partition(b":")[2])
     names: list[bytes] = []
     signed: list[bytes] = []
+    has_list = any(name.lower() in by_name for name in LIST_FIELDS)
     for name in signed_fields:
+        if name in LIST_FIELDS and not has_list:
+            continue
         # RFC 6376 5.4.2: the fields of one name are signed from the lowest up.
         present = by_name.get(name.lower(), [])
         values = present[: -MAX_INSTANCES - 1 : -1]

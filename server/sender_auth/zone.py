@@ -23,6 +23,13 @@ class ZoneRecord:
     why: str
 
 
+_KEYS = {
+    "made": "the next public key, not in use before it is published,",
+    "published": "the next public key, soon in use,",
+    "retiring": "the last public key, for mail on the way,",
+}
+
+
 def records(
     domain: str, *, hostname: str, keys: Sequence[DkimKey], report_address: str = ""
 ) -> list[ZoneRecord]:
@@ -36,15 +43,7 @@ def records(
         ZoneRecord(
             "TXT", domain, "v=spf1 mx -all", "this server, and no other, sends for the domain (RFC 7208)"
         ),
-        *(
-            ZoneRecord(
-                "TXT",
-                f"{key.selector}._domainkey.{domain}",
-                key.public_record,
-                f"the public key of {key.algorithm} signatures (RFC 6376)",
-            )
-            for key in keys
-        ),
+        *key_records(keys),
         ZoneRecord(
             "TXT",
             f"_dmarc.{domain}",
@@ -52,6 +51,19 @@ def records(
             "what receivers do with mail that proves neither, and where they report (RFC 9989)",
         ),
         *_consent(domain, address.rpartition("@")[2]),
+    ]
+
+
+def key_records(keys: Sequence[DkimKey]) -> list[ZoneRecord]:
+    """Return the records of keys, whose owner is told what each is for."""
+    return [
+        ZoneRecord(
+            "TXT",
+            f"{key.selector}._domainkey.{key.domain}",
+            key.public_record,
+            f"{_KEYS.get(key.state, 'the public key')} of {key.algorithm} signatures (RFC 6376)",
+        )
+        for key in keys
     ]
 
 

@@ -2,7 +2,7 @@
 
 Owns the bounded, incremental reply reader. Is lenient where harm is impossible
 (lines ended by LF alone, a bare code) and refuses what would grow without end.
-Does no I/O. RFC 5321 4.2 (replies), RFC 2034 and 3463 (enhanced codes).
+Does no I/O. RFC 5321 4.2 (replies), RFC 2034 and 3463 (enhanced codes), RFC 9422 (LIMITS).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ LINES_LIMIT = 100
 TEXT_LIMIT = 2000
 
 _ENHANCED = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3})(?:[ \t]+|$)")
+
+_LIMIT = re.compile(r"[1-9][0-9]{0,5}")
 
 
 class ReplySyntax(Exception):
@@ -63,6 +65,15 @@ class Extensions:
         # RFC 1870 4: 0 or nothing means that no limit is told.
         value = self.keywords.get("SIZE", "")
         return int(value) or None if value.isascii() and value.isdigit() and len(value) <= 20 else None
+
+    def limit(self, name: str) -> int | None:
+        """Return a limit that LIMITS announced, of MAILMAX, RCPTMAX and others; None where it is not told."""
+        for item in self.keywords.get("LIMITS", "").upper().split():
+            found, _, value = item.partition("=")
+            # RFC 9422: one to six digits, the first no zero; what is not known is passed over.
+            if found == name and _LIMIT.fullmatch(value):
+                return int(value)
+        return None
 
 
 class ReplyReader:

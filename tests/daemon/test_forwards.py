@@ -97,6 +97,36 @@ def test_forwarded_mail_is_sealed_and_its_bounce_finds_the_sender(road: Road) ->
     assert (bounce.reverse_path, bounce.recipients) == ("<>", ("ann@example.com",))
 
 
+def test_forwarded_mail_keeps_octets_that_mail_of_ours_would_not(road: Road) -> None:
+    wide = LETTER.replace(b"An  invitation", b"As it was").replace(b"Come", "Kömm".encode())
+    content = sign(wide, rsa_key(), t=None)
+    with road.daemon.mx() as client:
+        client.ehlo()
+        assert client.mail("ann@example.com", ["BODY=8BITMIME"])[0] == 250
+        assert client.rcpt(road.daemon.inboxes["alice"].address)[0] == 250
+        assert client.data(content)[0] == 250
+    got = road.partner.find("As it was")
+    assert got.content.endswith(content)
+    assert b"dkim=pass" in got.content[: got.content.index(b"\r\nReceived:")]
+
+
+def test_a_bounce_of_a_bounce_goes_nowhere(road: Road) -> None:
+    """A null reverse-path that is forwarded stays null, and its failure is told to nobody."""
+    before = len(road.partner.taken)
+    with road.daemon.mx() as client:
+        client.ehlo()
+        client.mail("")
+        assert client.rcpt(road.daemon.inboxes["bob"].address)[0] == 250
+        code, text = client.data(b"From: m@example.com\r\nSubject: for nobody\r\n\r\nAgain\r\n")
+        assert code == 250
+    message_id = queued_id(text)
+    road.daemon.settled(message_id)
+    assert "notified" not in road.daemon.kinds(message_id)
+    assert not [one for one in road.partner.taken[before:] if b"Undeliverable" in one.content]
+    (waiting,) = road.daemon.deliveries(state="held")
+    road.daemon.cli("queue", "cancel", waiting["id"])
+
+
 def test_forwarded_mail_that_nobody_may_be_told_of_is_held(road: Road) -> None:
     daemon = road.daemon
     with daemon.mx() as client:

@@ -199,15 +199,30 @@ def test_tls_is_named_in_the_outcome(tmp_path: Path) -> None:
     run(test())
 
 
-def test_more_recipients_than_one_transaction_holds_go_in_several() -> None:
+@pytest.mark.parametrize(
+    ("announced", "transactions", "sessions"),
+    [
+        ("PIPELINING", [100, 100, 50], 1),
+        ("LIMITS RCPTMAX=60", [60, 60, 60, 60, 10], 1),
+        ("LIMITS RCPTMAX=5000 MAILMAX=2", [100, 100, 50], 2),
+        ("limits mailmax=1 RCPTDOMAINMAX=1 rcptmax=125 OTHER=x", [100, 100, 50], 3),
+        ("LIMITS RCPTMAX=0 MAILMAX=0x2", [100, 100, 50], 1),
+    ],
+)
+def test_more_recipients_than_one_transaction_holds_go_in_several(
+    announced: str, transactions: list[int], sessions: int
+) -> None:
     received: list[int] = []
+    connections = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
         writer.write(b"220 mx\r\n")
         count = 0
         while line := await reader.readline():
             if line.startswith(b"EHLO"):
-                writer.write(b"250-mx\r\n250 PIPELINING\r\n")
+                writer.write(f"250-mx\r\n250 {announced}\r\n".encode())
             elif line.startswith(b"RCPT"):
                 count += 1
                 writer.write(b"250 ok\r\n")
@@ -234,7 +249,7 @@ def test_more_recipients_than_one_transaction_holds_go_in_several() -> None:
         found = await sender.transmitter.send(group, LETTER, begin=begin)
         assert {one.state.value for one in found.values()} == {"delivered"}
         assert len(found) == 250
-        assert received == [100, 100, 50]
+        assert (received, connections) == (transactions, sessions)
         sender.pool.close()
         server.close()
 

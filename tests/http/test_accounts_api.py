@@ -5,6 +5,7 @@ import json
 import pytest
 
 from server.http import models
+from server.http.dkim import DkimKeyList
 from server.login import SCRAM_ITERATIONS
 from storage import accounts, audit
 from tests.http.world import ALL_SCOPES, SECOND, World, problem
@@ -64,6 +65,26 @@ def test_a_domain_comes_with_its_records(world: World) -> None:
     assert valid(models.DomainRecords, world.ask("GET", "/v1/domains/xn--bcher-kva.example", theirs)) == made
     assert len(valid(models.DomainList, world.ask("GET", "/v1/domains", theirs))["domains"]) == 2
     problem(world.ask("POST", "/v1/domains", operator, json=asked), 409, "exists_already")
+
+
+def test_the_keys_of_a_domain_are_rotated(world: World) -> None:
+    operator, ours = world.key("operator"), world.key("domain:admin")
+    asked = {"name": "turn.example", "organization_id": world.ours}
+    valid(models.DomainRecords, world.ask("POST", "/v1/domains", operator, json=asked), 201)
+    path = "/v1/domains/turn.example/dkim"
+    before = valid(DkimKeyList, world.ask("GET", path, ours))
+    assert [one["state"] for one in before["keys"]] == ["active", "active"]
+    world.clock.advance(1)
+    made = valid(DkimKeyList, world.ask("POST", path + "/rotation", ours), 201)
+    assert [one["state"] for one in made["keys"]] == ["active", "active", "made", "made"]
+    assert made["keys"][:2] == before["keys"]
+    assert "PRIVATE" not in json.dumps(made)
+    problem(world.ask("POST", path + "/rotation", ours), 409, "exists_already")
+    published = valid(models.DomainRecords, world.ask("GET", "/v1/domains/turn.example", ours))["records"]
+    assert {one["name"] for one in made["keys"]} <= {one["name"] for one in published}
+    for _ in range(2):
+        ended = valid(DkimKeyList, world.ask("DELETE", path + "/rotation", ours))
+        assert [one["state"] for one in ended["keys"]] == ["active", "active", "retired", "retired"]
 
 
 @pytest.mark.parametrize("name", ["-a.example", "a..example", "localhost", "[192.0.2.1]", "a b.example", "."])

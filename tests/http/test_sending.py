@@ -252,6 +252,28 @@ def test_a_reply_answers_the_sender_and_continues_the_thread(world: World, key: 
     assert len(threads) == 1
 
 
+@pytest.mark.parametrize(
+    ("field", "said", "status"),
+    [
+        (b"Auto-Submitted: auto-replied", "auto-replied", 422),
+        (b"List-Id: <l.far.example>", "Auto-Replied", 422),
+        (b"List-Id: <l.far.example>", "no", 202),
+        (b"Precedence: bulk", "", 202),
+        (b"X-Any: x", "auto-replied", 202),
+    ],
+)
+def test_an_automatic_reply_answers_no_program_and_no_list(
+    world: World, key: str, field: bytes, said: str, status: int
+) -> None:
+    content = b"From: a@far.example\r\nSubject: x\r\n%b\r\n\r\nx\r\n" % field
+    asked = {"text": "Out of office", "headers": {"auto-submitted": said} if said else {}}
+    answer = reply(world, key, world.deliver(world.one, content), asked)
+    if status == 422:
+        problem(answer, 422, "automatic_message")
+    else:
+        accepted(answer)
+
+
 def test_a_reply_to_all_leaves_the_inbox_itself_out(world: World, key: str) -> None:
     original = world.deliver(world.one)
     accepted(reply(world, key, original, {"text": "Thanks", "reply_all": True}))

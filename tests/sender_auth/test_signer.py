@@ -17,7 +17,7 @@ from server.refusal import Broken
 from server.sender_auth import dkim_verify, signer
 from server.sender_auth.dkim_tags import Key, signatures
 from server.sender_auth.keys import ALGORITHMS, make_key
-from server.sender_auth.signer import SIGNED_FIELDS, Signer
+from server.sender_auth.signer import LIST_FIELDS, SIGNED_FIELDS, Signer
 from server.threads import Hub, Threads
 from storage import accounts
 from storage.records import DkimKey
@@ -176,19 +176,47 @@ def test_every_protected_field_is_signed_once_more_than_it_occurs(tmp_path: Path
             [signature] = signatures(header.fields(fields))
             assert signature.names.count(b"to") == 4
             assert signature.names.count(b"from") == 2
-            assert signature.names.count(b"list-unsubscribe-post") == 1
-            assert set(signature.names) == {name.lower() for name in SIGNED_FIELDS}
+            assert set(signature.names) == {name.lower() for name in set(SIGNED_FIELDS) - LIST_FIELDS}
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("names", [("List-Unsubscribe",), ("List-Unsubscribe", "List-Unsubscribe-Post")])
+def test_fields_of_a_list_are_signed_where_there_are_any(names: tuple[str, ...], tmp_path: Path) -> None:
+    given = "".join(f"{name}: <https://example.com/u>\r\n" for name in names).encode()
+
+    async def scenario() -> None:
+        async with standing(tmp_path, algorithms=("ed25519-sha256",)) as stand:
+            [signature] = signatures(header.fields(await stand.sign(given + LETTER)))
+            assert signature.names.count(b"list-unsubscribe") == 2
+            assert signature.names.count(b"list-unsubscribe-post") == len(names)
+
+    run(scenario)
+
+
+def test_a_list_may_add_its_own_fields(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with standing(tmp_path) as stand:
+            content = await stand.sign() + LETTER
+            added = b"List-Unsubscribe: <https://list.example/u>\r\nList-Id: <l.list.example>\r\n"
+            assert ours(added + content, stand.texts) == ["pass", "pass"]
+            assert stock(added + content, stand.texts) == [True, True]
 
     run(scenario)
 
 
 @pytest.mark.parametrize("name", [name.decode() for name in SIGNED_FIELDS])
 def test_no_protected_field_can_be_added(name: str, tmp_path: Path) -> None:
+    listed = b"List-Unsubscribe: <https://example.com/u>\r\n" if name.startswith("List-") else b""
+
     async def scenario() -> None:
         async with standing(tmp_path) as stand:
-            content = await stand.sign() + LETTER
+            content = await stand.sign(listed + LETTER) + listed + LETTER
+            assert ours(content, stand.texts) == ["pass", "pass"]
             field = name.encode() + b": <evil@example.net>\r\n"
             assert "pass" not in ours(field + content, stand.texts)
+            if name in ("From", "Subject"):
+                assert stock(field + content, stand.texts) == [False, False]
             at_the_end = content.replace(b"\r\n\r\n", b"\r\n" + field + b"\r\n", 1)
             assert "pass" not in ours(at_the_end, stand.texts)
 

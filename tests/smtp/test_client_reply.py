@@ -95,3 +95,24 @@ def test_a_size_that_is_no_limit_is_none(size: str) -> None:
 
 def test_printable_leaves_no_control_character() -> None:
     assert all(character.isprintable() for character in printable(bytes(range(256))))
+
+
+@pytest.mark.parametrize(
+    ("told", "limits"),
+    [
+        ("LIMITS MAILMAX=5 RCPTMAX=100", (5, 100)),
+        ("limits rcptmax=7", (None, 7)),
+        ("LIMITS", (None, None)),
+        ("LIMITS MAILMAX RCPTMAX=", (None, None)),
+        ("LIMITS MAILMAX=0 RCPTMAX=01", (None, None)),
+        ("LIMITS MAILMAX=1000000 RCPTMAX=999999", (None, 999999)),
+        ("LIMITS MAILMAX=-1 RCPTMAX=\u0663", (None, None)),
+        ("LIMITS XRCPTMAX=3 RCPTMAX=4;5 MAILMAX=2", (2, None)),
+        ("SIZE 5", (None, None)),
+    ],
+)
+def test_limits_are_read_and_what_is_none_is_passed_over(
+    told: str, limits: tuple[int | None, int | None]
+) -> None:
+    found = read_extensions(make_reply(250, ["mx", told]))
+    assert (found.limit("MAILMAX"), found.limit("RCPTMAX")) == limits

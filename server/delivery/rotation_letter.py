@@ -1,0 +1,62 @@
+"""The mail that tells a domain's postmaster about the rotation of its DKIM keys.
+
+Owns its words. Composes and sends nothing by itself; RFC 3834 5 (Auto-Submitted).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from server.mail.address import parse_mailbox
+from server.mail.compose import Draft, NamedAddress, compose
+from storage.records import DkimKey
+
+_SUBJECTS = {
+    "made": "New DKIM keys of {domain}: please publish their records",
+    "active": "New DKIM keys of {domain} are in use",
+    "retired": "Old DKIM keys of {domain}: their records can be removed",
+}
+_WORDS = {
+    "made": (
+        "New keys were made for the DKIM signatures of {domain}. Please publish these records in its DNS. "
+        "Nothing else is to be done: the keys are used once the records have been seen for a while, and "
+        "until then the present keys stay in use, however long that takes."
+    ),
+    "active": (
+        "Mail of {domain} is now signed with the new keys below. Please leave the records of the old keys "
+        "where they are: mail that was signed with them is still on its way. You will be told when they "
+        "can go."
+    ),
+    "retired": (
+        "No mail needs these keys any more. Please remove their records from the DNS of {domain}; the "
+        "keys themselves are erased."
+    ),
+}
+
+
+def letter(domain: str, about: Sequence[DkimKey], *, hostname: str, message_id: str, at: int) -> bytes:
+    """Return the message about keys that are all in one state; at: microseconds."""
+    state = about[0].state
+    records = "\n\n".join(_record(key, with_value=state == "made") for key in about)
+    words = _WORDS[state].format(domain=domain)
+    where = f"`mailagents domain dkim status {domain}` tells how far they are."
+    return compose(
+        Draft(
+            from_=NamedAddress(parse_mailbox(f"postmaster@{hostname}", smtputf8=False), "Mailagents"),
+            to=(NamedAddress(parse_mailbox(f"postmaster@{domain}", smtputf8=False)),),
+            subject=_SUBJECTS[state].format(domain=domain),
+            message_id=f"{message_id}@{hostname}",
+            at=at,
+            text=f"{words}\n\n{records}\n\n{where}\n",
+            headers=(("Auto-Submitted", "auto-generated"),),
+        )
+    )
+
+
+def _record(key: DkimKey, *, with_value: bool) -> str:
+    name = f"{key.selector}._domainkey.{key.domain}"
+    return (
+        f"name   {name}\ntype   TXT\nvalue  {key.public_record}"
+        if with_value
+        else f"{name} ({key.algorithm})"
+    )
