@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from server.delivery import outcome
 from server.delivery.exchangers import Exchanger, Exchangers, Unroutable, in_order
 from server.delivery.outcome import Hop
-from server.delivery.protection import CONFIGURED, relaxed, required
+from server.delivery.protection import configured, relaxed, required
 from server.delivery.route import Route, fixed
 from server.smtp.client import NO_STARTTLS, ConnectFailed, Endpoint
 from server.smtp.client_machine import NO_REQUIRETLS, Answer, Dialect, Transaction
@@ -317,7 +317,7 @@ class Transmitter:
             if self._protection is not None:
                 found = await self._protection.of_domain(group.domain, found)
         else:
-            found = tuple(replace(one, applied=CONFIGURED) for one in await self._exchangers.of_hop(hop))
+            found = tuple(map(configured, await self._exchangers.of_hop(hop)))
         if len(self._hosts) >= HOSTS_LIMIT:
             self._hosts.clear()
         self._hosts[group.domain, group.hop] = (now + HOSTS_SECONDS, found)

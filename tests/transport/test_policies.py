@@ -273,6 +273,18 @@ def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     go(tmp_path, scenario)
 
 
+def test_memory_is_bounded_in_octets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(world: World) -> None:
+        monkeypatch.setattr("server.transport.policies.MEMORY_OCTETS", 5000)
+        for number in range(9):
+            row = Kept(f"d{number}.test", "1", "x" * 1000, 1, 1 << 60, 1 << 60, 1)
+            world.database.write(partial(tls_policies.keep, kept=row))
+            await world.sts.find(f"d{number}.test")
+        assert len(world.sts._entries) == 2 and world.sts._octets == 4000
+
+    go(tmp_path, scenario)
+
+
 def kept(domain: str, at: int, age: int = 1000) -> Kept:
     return Kept(domain, "1", "version: …", at, at + age, at + age // 2, at)
 
