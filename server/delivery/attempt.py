@@ -26,6 +26,8 @@ from server.transport.security import Applied, Fault, PolicyType, Reported, Resu
 from storage.records import Handover
 
 if TYPE_CHECKING:
+    import socket
+
     from server.clock import Clock
     from server.delivery.forwarding import Forwarding
     from server.delivery.letter import Letter
@@ -242,7 +244,11 @@ class Transmitter:
                 answer = Answer("policy", None, exchanger.obstacle.text)
                 walk.pass_over(_forbidden(exchanger), answer, exchanger.obstacle)
                 continue
-            for place in exchanger.endpoints:
+            places: Sequence[Endpoint] = exchanger.endpoints
+            if walk.connects < CONNECTS_LIMIT:
+                # The one that won has its connection yet; those before it are known to be dead.
+                places, walk.connected = await self._pool.race(places)
+            for place in places:
                 taken = await self._try(group, exchanger, place, walk)
                 if taken is not None:
                     return _Way(taken, exchanger.applied, walk.passed_over)
@@ -258,8 +264,9 @@ class Transmitter:
         if walk.connects >= CONNECTS_LIMIT:
             return None
         walk.connects += 1
+        first, walk.connected = walk.connected, None
         try:
-            taken = await self._pool.open(place)
+            taken = await self._pool.open(place, first)
         except ConnectFailed as failure:
             self._note(group, exchanger, place, failure.fault, failure.source, is_failure=True)
             walk.pass_over(hop, _unverified(failure) if group.verified else failure.answer, failure.fault)
@@ -329,6 +336,7 @@ class _Walk:
 
     def __init__(self) -> None:
         self.connects = 0
+        self.connected: socket.socket | None = None  # of a race that was won
         self._last: tuple[Hop, Answer, Fault | None] | None = None
         self._index = 0  # of the last one's line
         self._passed: list[str] = []
