@@ -230,11 +230,13 @@ class Transmitter:
         ]
         if proved:
             return proved
-        text = "the message requires TLS, and neither DNSSEC nor MTA-STS says whose the MX hosts of"
+        hop = Hop(tls_policy="required", tls_reason="the message requires TLS")
+        text = f"neither DNSSEC nor MTA-STS says which are the MX hosts of {group.domain}"
+        text = f"the message requires TLS, and {text}"
         if any(one.is_unknown for one in exchangers):
-            text = f"{text} {group.domain} are; its policy cannot be had now"
-            raise Unroutable(outcome.deferred("policy", text, enhanced="4.7.30"))
-        raise Unroutable(outcome.bounced("dns", 550, "5.7.30", f"{text} {group.domain} are"))
+            text = f"{text}; its policy cannot be had now"
+            raise Unroutable(outcome.deferred("policy", text, enhanced="4.7.30", hop=hop))
+        raise Unroutable(outcome.bounced("dns", 550, "5.7.30", text, hop=hop))
 
     async def _open(self, group: Group, exchangers: Sequence[Exchanger]) -> _Way:
         walk = _Walk()

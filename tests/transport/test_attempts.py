@@ -461,6 +461,7 @@ def test_message_that_requires_tls_goes_nowhere_else(
         found = await world.send(require_tls=True)
         assert found.state is expected, found
         assert found.enhanced in ("5.7.30", "4.7.30", "4.7.5"), found
+        assert found.tls_policy == ("dane" if case == "tlsa bogus" else "required"), found
         assert peer.messages == peer.clear == []
 
     go(tmp_path, scenario)
