@@ -36,6 +36,7 @@ MAX_PENDING = 20_000
 LOOKUPS_AT_ONCE = 50
 GRACE_SECONDS = 300  # after a day's end, for what is counted late
 MAX_NAME_OCTETS = 253
+MAX_LINES = 20  # of a policy that are told: each row holds them
 
 log = structlog.get_logger("transport")
 
@@ -171,7 +172,12 @@ class TlsResults:
 def _policy(session: Session) -> str:
     told = session.reported
     return _json(
-        {"type": told.type.value, "domain": told.domain, "lines": list(told.lines), "hosts": list(told.hosts)}
+        {
+            "type": told.type.value,
+            "domain": told.domain,
+            "lines": list(told.lines[:MAX_LINES]),
+            "hosts": list(told.hosts[:MAX_LINES]),
+        }
     )
 
 
