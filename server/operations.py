@@ -24,7 +24,7 @@ from server.sender_auth import zone
 from server.sender_auth.keys import ALGORITHMS, make_key, selector_of
 from server.sender_auth.rotation import USUAL, Pace
 from server.transport import publishing
-from storage import accounts, dkim, dmarc, events, grants, queue_view, reconcile, tls_reports
+from storage import accounts, dkim, dmarc, events, grants, queue_view, reconcile, tls_policies, tls_reports
 from storage.errors import Conflict, Full, Missing
 from storage.records import Domain, Event, Grant, Mailbox, Organization
 
@@ -189,6 +189,12 @@ def domain_tls(context: Context, *, name: str, days: int = 30, limit: int = 50) 
 
     result: dict[str, Any] = context.store.database.read(unit)
     return result
+
+
+def transport_policies(context: Context, *, limit: int = 50) -> dict[str, Any]:
+    """Return the MTA-STS policies of other domains that are kept, those in use last first."""
+    kept = context.store.database.read(lambda c: tls_policies.newest(c, limit=limit))
+    return {"policies": [asdict(one) for one in kept]}
 
 
 def inbox_add(
@@ -408,6 +414,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "domain-dns": domain_dns,
     "domain-dmarc": domain_dmarc,
     "domain-tls": domain_tls,
+    "transport-policies": transport_policies,
     "inbox-add": inbox_add,
     "key-add": key_add,
     "grant-add": grant_add,

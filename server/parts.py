@@ -375,6 +375,7 @@ class Parts:
     def _add_dmarc(self, single: Tree, threads: Threads, hub: Hub, intake: Intake, resolver: Any) -> None:
         from server.delivery.dmarc_reader import DmarcReader
         from server.delivery.dmarc_reporter import DmarcReporter
+        from server.delivery.tls_reader import TlsReader
 
         settings = self.settings.dmarc
         reporter = DmarcReporter(
@@ -392,14 +393,14 @@ class Parts:
             maildir=threads.store.maildir,
             clock=self.clock,
             address=settings.report_address,
+            tls=TlsReader(
+                threads=threads, clock=self.clock, address=self.settings.tls_reports.report_address
+            ),
         )
         single.addService(Part("reports of others", start=reader.start, stop=reader.stop))
-        self._add_tls_reports(single, threads, hub, intake, resolver)
+        self._add_tls_reports(single, threads, intake, resolver)
 
-    def _add_tls_reports(
-        self, single: Tree, threads: Threads, hub: Hub, intake: Intake, resolver: Any
-    ) -> None:
-        from server.delivery.tls_reader import TlsReader
+    def _add_tls_reports(self, single: Tree, threads: Threads, intake: Intake, resolver: Any) -> None:
         from server.delivery.tls_reporter import TlsReporter
         from server.events.posting import Poster
 
@@ -418,14 +419,6 @@ class Parts:
             hostname=self.settings.server.hostname,
         )
         single.addService(Part("tls reports", start=reporter.start, stop=reporter.stop))
-        reader = TlsReader(
-            threads=threads,
-            hub=hub,
-            maildir=threads.store.maildir,
-            clock=self.clock,
-            address=settings.report_address,
-        )
-        single.addService(Part("tls reports of others", start=reader.start, stop=reader.stop))
 
     def _add_rotation(self, single: Tree, threads: Threads, intake: Intake, resolver: Any) -> None:
         from server.delivery.dkim_rotation import DkimRotation

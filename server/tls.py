@@ -216,6 +216,28 @@ def read_leaf(certificate_file: Path) -> bytes:
     return certificate.public_bytes(serialization.Encoding.DER)
 
 
+def served_certificates(name: str, certificate_file: Path, domains_directory: Path | None) -> list[Path]:
+    """Return the files of certificates that a client which asks for a name may be shown, the default first.
+
+    Those of domains that cannot be read are passed over: they are not served either.
+    """
+    wanted = {name.lower(), f"*.{name.lower().partition('.')[2]}"}
+    found = [certificate_file]
+    try:
+        directories = sorted(path for path in domains_directory.iterdir()) if domains_directory else []
+    except OSError:
+        directories = []
+    for directory in directories[:DOMAINS_LIMIT]:
+        try:
+            certificate, _ = _files_in(directory)
+            names, _ = _described(certificate)
+        except CertificateError:
+            continue
+        if wanted.intersection(names):
+            found.append(certificate)
+    return found
+
+
 def opportunistic_context() -> ssl.SSLContext:
     """Return the client context of opportunistic TLS: encrypts, does not authenticate (RFC 7435)."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, func, select
 from storage import schema_tls
 from storage.selection import run
 
-MAX_POLICIES = 50_000
+MAX_POLICIES = 20_000
 PRUNE_ROWS = 500
 _COLUMNS = "domain, record_id, policy, fetched_at, expires_at, refresh_at, used_at"
 

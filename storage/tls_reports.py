@@ -29,7 +29,6 @@ SENT_KEPT = 90 * DAY
 MAX_REPORTS = 5000  # of one organization's domain
 MAX_REPORT_ROWS = 2000  # of one report that are kept, those with most sessions
 PRUNE_ROWS = 500
-CURSOR = "tls-reports"
 
 
 @dataclass(frozen=True, slots=True)

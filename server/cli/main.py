@@ -39,10 +39,12 @@ inbox_app = typer.Typer(no_args_is_help=True, help="Inboxes.")
 key_app = typer.Typer(no_args_is_help=True, help="API keys.")
 grant_app = typer.Typer(no_args_is_help=True, help="Who may send as an address that is not its own.")
 config_app = typer.Typer(no_args_is_help=True, help="The configuration file.")
+transport_app = typer.Typer(no_args_is_help=True, help="TLS with other servers.")
 organization_app = typer.Typer(no_args_is_help=True, help="Organizations.")
 for name, group in {
     "organization": organization_app,
     "domain": domain_app,
+    "transport": transport_app,
     "inbox": inbox_app,
     "key": key_app,
     "grant": grant_app,
@@ -163,6 +165,17 @@ def domain_tls(
     arguments = {"name": name, "days": days, "limit": limit}
     result = perform(config, "domain-tls", arguments, as_json=as_json)
     show(result, as_json=as_json, how=output.tls)
+
+
+@transport_app.command("policies")
+def transport_policies(
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the MTA-STS policies of other domains that this server holds on to."""
+    result = perform(config, "transport-policies", {"limit": limit}, as_json=as_json)
+    show(result, as_json=as_json, how=output.policies)
 
 
 @inbox_app.command("add")

@@ -115,6 +115,25 @@ def tls(result: Mapping[str, Any]) -> None:
     )
 
 
+def policies(result: Mapping[str, Any]) -> None:
+    """Print the MTA-STS policies that are kept."""
+    if not result["policies"]:
+        print("no MTA-STS policy is kept")
+    print_table(
+        ("domain", "policy", "id", "fetched", "until"),
+        [
+            (
+                row["domain"],
+                "; ".join(row["policy"].split("\r\n")[1:]).strip("; "),
+                row["record_id"],
+                moment(row["fetched_at"])[:16],
+                moment(row["expires_at"])[:16],
+            )
+            for row in result["policies"]
+        ],
+    )
+
+
 def print_table(titles: Iterable[str], rows: Sequence[Iterable[object]]) -> None:
     """Print rows under their titles, nothing where there are none."""
     if not rows:
@@ -265,7 +284,7 @@ def explanation(result: Mapping[str, Any]) -> None:
 
 def protection(steps: Iterable[Mapping[str, Any]]) -> None:
     """Print which policy the TLS of each attempt was held to, and why."""
-    attempts = [step["data"] for step in steps if step["data"].get("tls_policy")]
+    attempts = [(step["kind"], step["data"]) for step in steps if step["data"].get("tls_policy")]
     if not attempts:
         return
     print()
@@ -277,10 +296,10 @@ def protection(steps: Iterable[Mapping[str, Any]]) -> None:
                 data.get("recipient", ""),
                 data.get("host", ""),
                 data["tls_policy"],
-                data.get("tls_version", "none"),
+                data.get("tls_version", "in clear" if kind == "message.delivered" else "no"),
                 data.get("tls_reason", ""),
             )
-            for data in attempts
+            for kind, data in attempts
         ],
     )
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from server.delivery import outcome
 from server.delivery.exchangers import Exchanger, Exchangers, Unroutable, in_order
 from server.delivery.outcome import Hop
-from server.delivery.protection import CONFIGURED, relaxed, required
+from server.delivery.protection import configured, relaxed, required
 from server.delivery.route import Route, fixed
 from server.smtp.client import NO_STARTTLS, ConnectFailed, Endpoint
 from server.smtp.client_machine import NO_REQUIRETLS, Answer, Dialect, Transaction
@@ -26,6 +26,8 @@ from server.transport.security import Applied, Fault, PolicyType, Reported, Resu
 from storage.records import Handover
 
 if TYPE_CHECKING:
+    import socket
+
     from server.clock import Clock
     from server.delivery.forwarding import Forwarding
     from server.delivery.letter import Letter
@@ -228,74 +230,61 @@ class Transmitter:
         ]
         if proved:
             return proved
-        text = "the message requires TLS, and neither DNSSEC nor MTA-STS says whose the MX hosts of"
+        hop = Hop(tls_policy="required", tls_reason="the message requires TLS")
+        text = f"neither DNSSEC nor MTA-STS says which are the MX hosts of {group.domain}"
+        text = f"the message requires TLS, and {text}"
         if any(one.is_unknown for one in exchangers):
-            text = f"{text} {group.domain} are; its policy cannot be had now"
-            raise Unroutable(outcome.deferred("policy", text, enhanced="4.7.30"))
-        raise Unroutable(outcome.bounced("dns", 550, "5.7.30", f"{text} {group.domain} are"))
+            text = f"{text}; its policy cannot be had now"
+            raise Unroutable(outcome.deferred("policy", text, enhanced="4.7.30", hop=hop))
+        raise Unroutable(outcome.bounced("dns", 550, "5.7.30", text, hop=hop))
 
     async def _open(self, group: Group, exchangers: Sequence[Exchanger]) -> _Way:
-        last: tuple[Hop, Answer] | None = None
-        passed_over: list[str] = []
-        connects = 0
-        enhanced = ""
-        dialogue: tuple[str, ...] = ()
+        walk = _Walk()
         for exchanger in exchangers:
             self._note_faults(group, exchanger)
             if exchanger.obstacle is not None:
-                last = (_forbidden(exchanger), Answer("policy", None, exchanger.obstacle.text))
-                passed_over.append(_passed(exchanger.host, "", exchanger.obstacle.text))
-                enhanced = NOT_TRUSTED
+                answer = Answer("policy", None, exchanger.obstacle.text)
+                walk.pass_over(_forbidden(exchanger), answer, exchanger.obstacle)
                 continue
-            places, connected = await self._pool.race(exchanger.endpoints)
+            places: Sequence[Endpoint] = exchanger.endpoints
+            if walk.connects < CONNECTS_LIMIT:
+                # The one that won has its connection yet; those before it are known to be dead.
+                places, walk.connected = await self._pool.race(places)
             for place in places:
-                known = self._pool.dead.find(place)
-                if known is not None:
-                    answer = _unverified(known) if group.verified else known.answer
-                    last = last or (_hop(place, exchanger.applied), answer)
-                    passed_over.append(_passed(place.host, place.address, answer.text))
-                    enhanced = enhanced or (NOT_TRUSTED if known.fault is not None else "")
-                    continue
-                if connects >= CONNECTS_LIMIT:
-                    break
-                connects += 1
-                try:
-                    # Of a race the first one alone has its connection yet.
-                    first, connected = connected, None
-                    taken = await self._pool.open(place, first)
-                except ConnectFailed as failure:
-                    self._note(group, exchanger, place, failure.fault, failure.source, is_failure=True)
-                    answer = _unverified(failure) if group.verified else failure.answer
-                    enhanced = NOT_TRUSTED if failure.fault is not None else ""
-                    last = (_hop(place, exchanger.applied), answer)
-                    dialogue = failure.dialogue
-                    passed_over.append(_passed(place.host, place.address, answer.text))
-                    continue
-                self._note(group, exchanger, place, _fault(taken), taken.client.source)
-                obstacle = _obstacle(group, taken.client)
-                if obstacle is not None:
-                    taken.client.quit()
-                    last = (_hop(place, exchanger.applied), obstacle)
-                    passed_over.append(_passed(place.host, place.address, obstacle.text))
-                    continue
-                if fixed(group.hop) or taken.client.greeting_name != self._hostname:
-                    return _Way(taken, exchanger.applied, tuple(passed_over[:PASSED_LIMIT]))
-                taken.client.quit()
-                raise Unroutable(
-                    outcome.bounced(
-                        "ehlo",
-                        554,
-                        "5.4.6",
-                        "the host that takes this mail is this server itself",
-                        hop=_hop(place, exchanger.applied),
-                    )
-                )
-        assert last is not None, "every exchanger has an address"
-        hop, answer = last
-        # The last one is told by the outcome itself.
-        hop = replace(hop, passed_over=tuple(passed_over[:-1][:PASSED_LIMIT]))
-        found = outcome.read_answer(answer, hop, dialogue=dialogue)
-        raise Unroutable(found if found.code else replace(found, enhanced=enhanced))
+                taken = await self._try(group, exchanger, place, walk)
+                if taken is not None:
+                    return _Way(taken, exchanger.applied, walk.passed_over)
+        raise Unroutable(walk.outcome())
+
+    async def _try(self, group: Group, exchanger: Exchanger, place: Endpoint, walk: _Walk) -> Taken | None:
+        """Return a connection to a place, None where it is passed over; raises Unroutable for ourselves."""
+        hop = _hop(place, exchanger.applied)
+        known = self._pool.dead.find(place)
+        if known is not None:
+            walk.remember(hop, _unverified(known) if group.verified else known.answer, known.fault)
+            return None
+        if walk.connects >= CONNECTS_LIMIT:
+            return None
+        walk.connects += 1
+        first, walk.connected = walk.connected, None
+        try:
+            taken = await self._pool.open(place, first)
+        except ConnectFailed as failure:
+            self._note(group, exchanger, place, failure.fault, failure.source, is_failure=True)
+            walk.pass_over(hop, _unverified(failure) if group.verified else failure.answer, failure.fault)
+            walk.dialogue = failure.dialogue
+            return None
+        self._note(group, exchanger, place, _fault(taken), taken.client.source)
+        obstacle = _obstacle(group, taken.client)
+        if obstacle is not None:
+            taken.client.quit()
+            walk.pass_over(hop, obstacle)
+            return None
+        if fixed(group.hop) or taken.client.greeting_name != self._hostname:
+            return taken
+        taken.client.quit()
+        text = "the host that takes this mail is this server itself"
+        raise Unroutable(outcome.bounced("ehlo", 554, "5.4.6", text, hop=hop))
 
     def _note_faults(self, group: Group, exchanger: Exchanger) -> None:
         """Count what was wrong with the policy before any connection."""
@@ -338,11 +327,53 @@ class Transmitter:
             if self._protection is not None:
                 found = await self._protection.of_domain(group.domain, found)
         else:
-            found = tuple(replace(one, applied=CONFIGURED) for one in await self._exchangers.of_hop(hop))
+            found = tuple(map(configured, await self._exchangers.of_hop(hop)))
         if len(self._hosts) >= HOSTS_LIMIT:
             self._hosts.clear()
         self._hosts[group.domain, group.hop] = (now + HOSTS_SECONDS, found)
         return found
+
+
+class _Walk:
+    """What became of the hosts that were tried: the last answer, and a line for each of them."""
+
+    def __init__(self) -> None:
+        self.connects = 0
+        self.connected: socket.socket | None = None  # of a race that was won
+        self._last: tuple[Hop, Answer, Fault | None] | None = None
+        self._index = 0  # of the last one's line
+        self.dialogue: tuple[str, ...] = ()  # with the last one
+        self._passed: list[str] = []
+
+    @property
+    def passed_over(self) -> tuple[str, ...]:
+        """The hosts with what was wrong, PASSED_LIMIT at most."""
+        return tuple(self._passed[:PASSED_LIMIT])
+
+    def pass_over(self, hop: Hop, answer: Answer, fault: Fault | None = None) -> None:
+        """Note a host that does not take the mail now."""
+        self._last, self._index = (hop, answer, fault), len(self._passed)
+        self.dialogue = ()
+        self._tell(hop, answer)
+
+    def remember(self, hop: Hop, answer: Answer, fault: Fault | None) -> None:
+        """Note a host that was known not to answer: what is found out now says more."""
+        self._last = self._last or (hop, answer, fault)
+        self._tell(hop, answer)
+
+    def _tell(self, hop: Hop, answer: Answer) -> None:
+        place = f"{hop.host} [{hop.address}]" if hop.address else hop.host
+        self._passed.append(f"{place}: {answer.text}"[:REASON_LIMIT])
+
+    def outcome(self) -> Outcome:
+        """Return what an attempt that nobody took the mail in comes to."""
+        assert self._last is not None, "every exchanger has an address"
+        hop, answer, fault = self._last
+        # The last one is told by the outcome itself.
+        others = [*self._passed[: self._index], *self._passed[self._index + 1 :]]
+        hop = replace(hop, passed_over=tuple(others[:PASSED_LIMIT]))
+        found = outcome.read_answer(answer, hop, dialogue=self.dialogue)
+        return replace(found, enhanced=NOT_TRUSTED) if fault is not None and not found.code else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,10 +435,6 @@ def _fault(taken: Taken) -> Fault | None:
     if taken.fault is None and taken.client.tls_version is None:
         return NO_STARTTLS
     return taken.fault
-
-
-def _passed(host: str, address: str, text: str) -> str:
-    return f"{host}{f' [{address}]' if address else ''}: {text}"[:REASON_LIMIT]
 
 
 def _forbidden(exchanger: Exchanger) -> Hop:

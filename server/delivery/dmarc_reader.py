@@ -16,6 +16,7 @@ from server.delivery.report_mail import (
     ReportMail,
     Unit,
     Unreadable,
+    about,
     find_owner,
     is_authenticated,
     telling,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from server.clock import Clock
+    from server.delivery.tls_reader import TlsReader
     from server.threads import Hub, Threads
     from storage.maildir import Maildir
 
@@ -45,10 +47,20 @@ SECOND = 1_000_000
 
 
 class DmarcReader:
-    """Reads reports as they come, from start to stop. address: the configured one, '' without."""
+    """Reads reports as they come, from start to stop. address: the configured one, '' without.
+
+    tls: the reader of TLS reports, to which the same mail is given.
+    """
 
     def __init__(
-        self, *, threads: Threads, hub: Hub, maildir: Maildir, clock: Clock, address: str = ""
+        self,
+        *,
+        threads: Threads,
+        hub: Hub,
+        maildir: Maildir,
+        clock: Clock,
+        address: str = "",
+        tls: TlsReader | None = None,
     ) -> None:
         self._threads = threads
         self._clock = clock
@@ -58,11 +70,10 @@ class DmarcReader:
             hub=hub,
             maildir=maildir,
             clock=clock,
-            kind="dmarc",
             cursor=dmarc.CURSOR,
-            local_parts=tuple(dict.fromkeys((*own, *LOCAL_PARTS))),
+            local_parts=tuple(dict.fromkeys((*own, *LOCAL_PARTS, *(tls.local_parts if tls else ())))),
             max_octets=MAX_MAIL_OCTETS,
-            read=self._read,
+            readings={"dmarc": self._read, **({"tls": tls.read} if tls else {})},
         )
         self.start, self.stop, self.catch_up = self._mail.start, self._mail.stop, self._mail.catch_up
 
@@ -78,7 +89,7 @@ class DmarcReader:
         if kept:
             return [partial(self._keep, report=one) for one in kept]
         text = f"{report.policy.domain!a} is no domain of this appliance"
-        return [telling(self._mail.event(event, "dmarc.report_ignored", {"text": text}))]
+        return [telling(about(event, "dmarc.report_ignored", {"text": text}, at=self._clock.now()))]
 
     def _keep(self, connection: Connection, report: dmarc.Report) -> None:
         if dmarc.keep(connection, report):

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 NO_STS = Sts()
 OPTIONAL = Applied("none", "the message says that TLS is not required")
 CONFIGURED = Applied("opportunistic", "a configured host")
+CERTIFIED = Applied("required", "a configured host, with a certificate for its name")
 
 
 class Protection:
@@ -155,6 +156,12 @@ def required(exchanger: Exchanger, *, by: str) -> Exchanger:
         exchanger.applied.faults,
     )
     return _guarded(exchanger, WEBPKI, applied, is_unknown=exchanger.is_unknown)
+
+
+def configured(exchanger: Exchanger) -> Exchanger:
+    """Return a host that the configuration names, held to what it says there."""
+    needs_tls = exchanger.endpoints[0].security.needs_tls
+    return replace(exchanger, applied=CERTIFIED if needs_tls else CONFIGURED)
 
 
 def relaxed(exchanger: Exchanger) -> Exchanger:

@@ -8,7 +8,7 @@ kept of it, is the reader's. The mail itself stays where it is.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -50,9 +50,9 @@ class Unreadable(ValueError):
 
 
 class ReportMail:
-    """Gives placed messages to a reader, from start to stop.
+    """Gives placed messages to readers, from start to stop.
 
-    kind: of events, 'dmarc' or 'tls'. local_parts: of report addresses at any domain.
+    readings: by the kind of their events, 'dmarc' or 'tls'. local_parts: of report addresses at any domain.
     """
 
     def __init__(
@@ -62,21 +62,19 @@ class ReportMail:
         hub: Hub,
         maildir: Maildir,
         clock: Clock,
-        kind: str,
         cursor: str,
         local_parts: Sequence[str],
         max_octets: int,
-        read: Reading,
+        readings: Mapping[str, Reading],
     ) -> None:
         self._threads = threads
         self._hub = hub
         self._maildir = maildir
         self._clock = clock
-        self._kind = kind
         self._cursor = cursor
         self._local_parts = tuple(local_parts)
         self._max_octets = max_octets
-        self._read = read
+        self._readings = dict(readings)
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._unsubscribe: Callable[[], None] | None = None
@@ -113,11 +111,11 @@ class ReportMail:
                 await self.catch_up()
                 self._troubles = 0
             except (StorageError, OSError) as error:
-                log.error("a report is not read, trying again", kind=self._kind, problem=str(error))
+                log.error("a report is not read, trying again", problem=str(error))
                 pause = TROUBLE_SECONDS
                 self._wake.set()
             except Exception:
-                log.exception("a report is not read, trying again", kind=self._kind)
+                log.exception("a report is not read, trying again")
                 self._troubles += 1
                 pause = TROUBLE_SECONDS
                 self._wake.set()
@@ -145,22 +143,33 @@ class ReportMail:
         return newest, page
 
     async def _take(self, event: Event) -> None:
+        units: list[Unit] = []
         try:
             content = await self._content(event)
-            units = [] if content is None else await self._read(event, content)
         except Unreadable as error:
-            units = [self._unreadable(event, str(error))]
+            # Too large for either: told once.
+            units = [self._unreadable(event, next(iter(self._readings)), str(error))]
+            content = None
+        for kind, read in self._readings.items() if content is not None else ():
+            units += await self._units(kind, read, event, content or b"")
+        await self._write(units, seq=event.seq)
+
+    async def _units(self, kind: str, read: Reading, event: Event, content: bytes) -> Sequence[Unit]:
+        """Return what one reader makes of a message, or what tells that it cannot be read."""
+        try:
+            return await read(event, content)
+        except Unreadable as error:
+            return [self._unreadable(event, kind, str(error))]
         except (StorageError, OSError):
             raise
         except Exception:
             if self._troubles < ATTEMPTS:
                 raise
-            log.exception("report given up", kind=self._kind, message=event.message_id)
-            units = [self._unreadable(event, "an error in this server")]
-        await self._write(units, seq=event.seq)
+            log.exception("report given up", kind=kind, message=event.message_id)
+            return [self._unreadable(event, kind, "an error in this server")]
 
-    def _unreadable(self, event: Event, text: str) -> Unit:
-        return telling(self.event(event, f"{self._kind}.report_unreadable", {"text": text}))
+    def _unreadable(self, event: Event, kind: str, text: str) -> Unit:
+        return telling(about(event, f"{kind}.report_unreadable", {"text": text}, at=self._clock.now()))
 
     async def _content(self, event: Event) -> bytes | None:
         """Return a placed message; None where it is gone already."""
@@ -192,17 +201,18 @@ class ReportMail:
         await self._threads.write(unit)
         self._seen = self._stored = seq
 
-    def event(self, about: Event, kind: str, data: dict[str, object]) -> Event:
-        """Return an event about the message that brought a report."""
-        return Event(
-            id=ids.new("evt"),
-            kind=kind,
-            at=self._clock.now(),
-            organization_id=about.organization_id,
-            message_id=about.message_id,
-            mailbox_id=about.mailbox_id,
-            data=data,
-        )
+
+def about(message: Event, kind: str, data: dict[str, object], *, at: int) -> Event:
+    """Return an event about the message that brought a report, from that of its placing."""
+    return Event(
+        id=ids.new("evt"),
+        kind=kind,
+        at=at,
+        organization_id=message.organization_id,
+        message_id=message.message_id,
+        mailbox_id=message.mailbox_id,
+        data=data,
+    )
 
 
 def telling(event: Event) -> Unit:

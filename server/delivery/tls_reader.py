@@ -13,13 +13,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from server.delivery.report_mail import (
-    ReportMail,
     Unit,
     Unreadable,
     find_owner,
     is_authenticated,
     telling,
 )
+from server.delivery.report_mail import about as make_event
 from server.mail.header import fields, split
 from server.mail.report_file import TLS, find_report
 from server.mail.tls_report import (
@@ -37,39 +37,28 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from server.clock import Clock
-    from server.threads import Hub, Threads
-    from storage.maildir import Maildir
+    from server.threads import Threads
 
 REPORT_LOCAL_PART = "tls-reports"
 LOCAL_PARTS = (REPORT_LOCAL_PART, "postmaster")
-MAX_MAIL_OCTETS = 2 * MAX_PACKED_OCTETS
 MAX_NAMES = 50
+SAID_OCTETS = 64 << 10
 SECOND = 1_000_000
 
 
 class TlsReader:
-    """Reads reports as they come, from start to stop. address: the configured one, '' without."""
+    """Reads reports out of mail that it is given. address: the configured one, '' without.
 
-    def __init__(
-        self, *, threads: Threads, hub: Hub, maildir: Maildir, clock: Clock, address: str = ""
-    ) -> None:
+    local_parts: of the addresses at which such mail arrives.
+    """
+
+    def __init__(self, *, threads: Threads, clock: Clock, address: str = "") -> None:
         self._threads = threads
         self._clock = clock
         own = [address.partition("@")[0]] if address else []
-        self._mail = ReportMail(
-            threads=threads,
-            hub=hub,
-            maildir=maildir,
-            clock=clock,
-            kind="tls",
-            cursor=tls_reports.CURSOR,
-            local_parts=tuple(dict.fromkeys((*own, *LOCAL_PARTS))),
-            max_octets=MAX_MAIL_OCTETS,
-            read=self._read,
-        )
-        self.start, self.stop, self.catch_up = self._mail.start, self._mail.stop, self._mail.catch_up
+        self.local_parts = tuple(dict.fromkeys((*own, *LOCAL_PARTS)))
 
-    async def _read(self, event: Event, content: bytes) -> Sequence[Unit]:
+    async def read(self, event: Event, content: bytes) -> Sequence[Unit]:
         """Return what keeps the report in a placed message, or tells that nobody here is meant."""
         try:
             found = await self._threads.compute(parse_mail, content)
@@ -82,7 +71,7 @@ class TlsReader:
         if kept is not None:
             return [partial(self._keep, report=kept)]
         text = f"{next(_names(report, about), '')[:253]!a} is no domain of this appliance"
-        return [telling(self._mail.event(event, "tls.report_ignored", {"text": text}))]
+        return [telling(make_event(event, "tls.report_ignored", {"text": text}, at=self._clock.now()))]
 
     def _keep(self, connection: Connection, report: tls_reports.Report) -> None:
         if tls_reports.keep(connection, report):
@@ -153,7 +142,13 @@ def parse_mail(content: bytes) -> tuple[TlsReport, str] | None:
     header = fields(content[: split(content)])
     told = [one.value for one in header if one.name.lower() == b"tls-report-domain"]
     about = told[0].decode("ascii", "replace").rstrip(".").lower() if len(told) == 1 else ""
-    return parse_report(octets), about
+    try:
+        return parse_report(octets), about
+    except ReportSyntax:
+        # Any file may be called something.json: only what is said to be a report is a broken one.
+        if not told and b"tlsrpt" not in content[:SAID_OCTETS].lower():
+            return None
+        raise
 
 
 def _names(report: TlsReport, about: str) -> Iterator[str]:

@@ -17,9 +17,9 @@ from typing import Any
 from server.mail.unpacking import Unpackable, unpack
 
 MAX_PACKED_OCTETS = 10 << 20
-MAX_JSON_OCTETS = 8 << 20
+MAX_JSON_OCTETS = 2 << 20
 MAX_POLICIES = 1000
-MAX_DETAILS = 5000  # of one policy
+MAX_DETAILS = 5000  # of all policies together
 MAX_STRINGS = 100
 MAX_TEXT = 1000
 MAX_COUNT = (1 << 53) - 1
@@ -89,14 +89,25 @@ def parse_report(octets: bytes) -> TlsReport:
         report_id=_text(found.get("report-id")),
         begin=begin,
         end=max(begin, end),
-        policies=tuple(_policy(one) for one in found["policies"][:MAX_POLICIES] if isinstance(one, dict)),
+        policies=_policies(found["policies"]),
     )
     if not report.report_id:
         raise ReportSyntax("the report has no id")
     return report
 
 
-def _policy(found: Mapping[str, Any]) -> PolicyResult:
+def _policies(found: Sequence[object]) -> tuple[PolicyResult, ...]:
+    results: list[PolicyResult] = []
+    room = MAX_DETAILS
+    for one in found[:MAX_POLICIES]:
+        if isinstance(one, dict):
+            results.append(_policy(one, room))
+            room -= len(results[-1].details)
+    return tuple(results)
+
+
+def _policy(found: Mapping[str, Any], room: int) -> PolicyResult:
+    """Return a policy's result with as many details as there is room for."""
     policy, summary = _table(found.get("policy")), _table(found.get("summary"))
     details = found.get("failure-details")
     return PolicyResult(
@@ -109,7 +120,7 @@ def _policy(found: Mapping[str, Any]) -> PolicyResult:
         failures=_count(summary.get("total-failure-session-count")),
         details=tuple(
             _detail(one)
-            for one in (details if isinstance(details, list) else [])[:MAX_DETAILS]
+            for one in (details if isinstance(details, list) else [])[:room]
             if isinstance(one, dict)
         ),
     )

@@ -433,7 +433,8 @@ def _refused_tls(answer: Answer) -> Fault | None:
         return None
     if answer.reply is None:
         return Fault(ResultType.VALIDATION, answer.text[:300])
-    return Fault(ResultType.NO_STARTTLS, f"the server refused STARTTLS: {answer.text}"[:300])
+    text = f"the server refused STARTTLS: {answer.text}"[:300]
+    return Fault(ResultType.NO_STARTTLS, text, f"SMTP_{answer.reply.code}")
 
 
 def lost_race(endpoint: Endpoint, error: OSError | None, timeouts: Timeouts) -> ConnectFailed:

@@ -36,7 +36,9 @@ _WEAK = frozenset(
         SignatureAlgorithmOID.DSA_WITH_SHA1, SignatureAlgorithmOID.ECDSA_WITH_SHA1,
     }
 )  # fmt: skip
-MIN_RSA_BITS = 1024
+MAX_SIGNATURES = 30
+MAX_NAME_CHECKS = 20_000
+RSA_BITS = (1024, 8192)
 SEQUENCE = 0x30
 MAX_FIELDS = 12  # RFC 5280 4.1: what is signed has ten
 
@@ -74,18 +76,23 @@ def load(octets: bytes) -> x509.Certificate:
 
 
 def find_path(
-    leaf: x509.Certificate, others: Sequence[x509.Certificate], anchor: x509.Certificate, *, now: datetime
+    leaf: x509.Certificate,
+    others: Sequence[x509.Certificate],
+    anchor: x509.Certificate,
+    *,
+    now: datetime,
+    work: Work,
 ) -> bool:
     """Return whether a leaf is signed by an anchor, by way of others; raises Broken.
 
     A path with a fault is Broken only where no other leads to the anchor.
     """
     _check_end(leaf, now)
-    return _Search(others, anchor, anchor.public_key(), now).run(leaf)
+    return _Search(others, anchor, anchor.public_key(), now, work).run(leaf)
 
 
 def issued_by_key(
-    leaf: x509.Certificate, others: Sequence[x509.Certificate], key: bytes, *, now: datetime
+    leaf: x509.Certificate, others: Sequence[x509.Certificate], key: bytes, *, now: datetime, work: Work
 ) -> bool:
     """Return whether a leaf, or what signed it, is signed by a bare key in DER; raises Broken."""
     try:
@@ -93,19 +100,51 @@ def issued_by_key(
     except Exception as error:  # noqa: BLE001 - it raises more than ValueError for strangers' octets
         raise Broken(f"a key cannot be read: {type(error).__name__}") from None
     _check_end(leaf, now)
-    return _Search(others, None, anchor, now).run(leaf)
+    return _Search(others, None, anchor, now, work).run(leaf)
+
+
+class Work:
+    """Checks signatures, MAX_SIGNATURES at most for one server: more are Broken."""
+
+    def __init__(self) -> None:
+        self._left = MAX_SIGNATURES
+
+    def is_signed(self, certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+        """Whether a certificate is signed by the holder of another."""
+        return certificate.issuer == issuer.subject and self.is_signed_by_key(
+            certificate, issuer.public_key()
+        )
+
+    def is_signed_by_key(self, certificate: x509.Certificate, key: Any) -> bool:
+        """Whether a certificate is signed by a key."""
+        if certificate.signature_algorithm_oid in _WEAK:
+            return False
+        if not self._left:
+            raise Broken("the chain asks for more work than a server may")
+        self._left -= 1
+        try:
+            _verify(certificate, key)
+        except Exception:  # noqa: BLE001 - a wrong signature, another kind of key, senseless parameters: all 'no'
+            return False
+        return True
 
 
 class _Search:
-    """Looks for a way up, each certificate once: the work is bounded by their number."""
+    """Looks for a way up, each certificate once."""
 
     def __init__(
-        self, others: Sequence[x509.Certificate], anchor: x509.Certificate | None, key: Any, now: datetime
+        self,
+        others: Sequence[x509.Certificate],
+        anchor: x509.Certificate | None,
+        key: Any,
+        now: datetime,
+        work: Work,
     ) -> None:
         self._others = [one for one in others if one != anchor]
         self._anchor = anchor
         self._key = key
         self._now = now
+        self._work = work
         self._fault: Broken | None = None
 
     def run(self, leaf: x509.Certificate) -> bool:
@@ -116,7 +155,7 @@ class _Search:
             if self._is_end(path):
                 return True
             for index, one in enumerate(self._others):
-                if index not in seen and len(path) < MAX_DEPTH and _is_signed(path[-1], one):
+                if index not in seen and len(path) < MAX_DEPTH and self._work.is_signed(path[-1], one):
                     seen.add(index)
                     if self._passes(one, path):
                         below.append((*path, one))
@@ -126,8 +165,8 @@ class _Search:
 
     def _is_end(self, path: tuple[x509.Certificate, ...]) -> bool:
         if self._anchor is None:
-            return _is_signed_by_key(path[-1], self._key)
-        return _is_signed(path[-1], self._anchor) and self._passes(self._anchor, path)
+            return self._work.is_signed_by_key(path[-1], self._key)
+        return self._work.is_signed(path[-1], self._anchor) and self._passes(self._anchor, path)
 
     def _passes(self, issuer: x509.Certificate, path: Sequence[x509.Certificate]) -> bool:
         try:
@@ -182,7 +221,10 @@ def _check_issuer(issuer: x509.Certificate, path: Sequence[x509.Certificate]) ->
 def _check_names(limits: x509.NameConstraints, leaf: x509.Certificate) -> None:
     """RFC 5280 4.2.1.10, for DNS names: the only ones that a mail server is asked for."""
     excluded, permitted = _subtrees(limits.excluded_subtrees), _subtrees(limits.permitted_subtrees)
-    for name in dns_names(leaf):
+    names = dns_names(leaf)
+    if len(names) * (len(excluded) + len(permitted)) > MAX_NAME_CHECKS:
+        raise Broken("the chain asks for more work than a server may")
+    for name in names:
         if any(_is_below(name, tree) for tree in excluded):
             raise Broken(f"an authority may not sign for {name[:80]!a}")
         if permitted and not any(_is_below(name, tree) for tree in permitted):
@@ -197,29 +239,13 @@ def _is_below(name: str, tree: str) -> bool:
     return not tree or name == tree or name.endswith("." + tree)
 
 
-def _is_signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    if certificate.issuer != issuer.subject:
-        return False
-    return _is_signed_by_key(certificate, issuer.public_key())
-
-
-def _is_signed_by_key(certificate: x509.Certificate, key: Any) -> bool:
-    if certificate.signature_algorithm_oid in _WEAK:
-        return False
-    try:
-        _verify(certificate, key)
-    except Exception:  # noqa: BLE001 - a wrong signature, another kind of key, senseless parameters: all 'no'
-        return False
-    return True
-
-
 def _verify(certificate: x509.Certificate, key: Any) -> None:
     """Check a certificate's signature by a key; raises for whatever is not right."""
     signature, signed = certificate.signature, certificate.tbs_certificate_bytes
     digest: Any = certificate.signature_hash_algorithm
     if isinstance(key, rsa.RSAPublicKey):
-        if key.key_size < MIN_RSA_BITS:
-            raise ValueError("the key is too short")
+        if not RSA_BITS[0] <= key.key_size <= RSA_BITS[1]:
+            raise ValueError("the key is too short, or too long to be checked")
         padding: Any = certificate.signature_algorithm_parameters or PKCS1v15()
         key.verify(signature, signed, padding, digest)
     elif isinstance(key, ec.EllipticCurvePublicKey):

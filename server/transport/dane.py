@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import serialization
 
 from server.transport.chain import (
     Broken,
+    Work,
     find_path,
     is_for,
     is_sequence,
@@ -29,7 +30,7 @@ from server.transport.security import Fault, ResultType, Security, Tlsa
 DANE_TA, DANE_EE = 2, 3
 CERTIFICATE, PUBLIC_KEY = 0, 1
 FULL, SHA256, SHA512 = 0, 1, 2
-MAX_RECORDS = 50
+MAX_RECORDS = 20
 _LENGTHS = {SHA256: 32, SHA512: 64}
 
 
@@ -82,9 +83,10 @@ def _find_anchor_fault(
 ) -> Fault | None:
     """RFC 7671 5.2: the chain must lead to what a record names, and the certificate be for the name."""
     fault = Fault(ResultType.NOT_TRUSTED, "the server's chain leads to nothing that a TLSA record names")
+    work = Work()
     for anchor in anchors:
         try:
-            reached = _reaches(certificates, anchor, now)
+            reached = _reaches(certificates, anchor, now, work)
         except Broken as error:
             fault = Fault(ResultType.EXPIRED if error.is_expired else ResultType.NOT_TRUSTED, str(error))
             continue
@@ -96,7 +98,7 @@ def _find_anchor_fault(
     return fault
 
 
-def _reaches(certificates: Sequence[x509.Certificate], anchor: Tlsa, now: datetime) -> bool:
+def _reaches(certificates: Sequence[x509.Certificate], anchor: Tlsa, now: datetime, work: Work) -> bool:
     """Return whether the server's certificate is signed by way of an anchor; raises Broken."""
     leaf, above = certificates[0], certificates[1:]
     named = [one for one in above if _names(anchor, one.public_bytes(serialization.Encoding.DER))]
@@ -104,10 +106,10 @@ def _reaches(certificates: Sequence[x509.Certificate], anchor: Tlsa, now: dateti
         # RFC 7671 5.2.2: given whole, it need not be sent.
         named = [load(anchor.data)]
     for one in named:
-        if find_path(leaf, above, one, now=now):
+        if find_path(leaf, above, one, now=now, work=work):
             return True
     if anchor.matching == FULL and anchor.selector == PUBLIC_KEY:
-        return issued_by_key(leaf, above, anchor.data, now=now)
+        return issued_by_key(leaf, above, anchor.data, now=now, work=work)
     return False
 
 

@@ -15,7 +15,7 @@ from enum import Enum
 VERSION = "STSv1"
 MAX_AGE_SECONDS = 31_557_600  # RFC 8461 3.2: about a year
 MAX_POLICY_OCTETS = 64 << 10
-MAX_PATTERNS = 500
+MAX_PATTERNS = 100
 WELL_KNOWN = "/.well-known/mta-sts.txt"
 _ID = re.compile(r"[A-Za-z0-9]{1,32}")
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")

@@ -35,6 +35,7 @@ SECOND = 1_000_000
 HOUR = 3600 * SECOND
 DAY = 24 * HOUR
 MEMORY_LIMIT = 5000
+MEMORY_OCTETS = 16 << 20
 FETCHES_AT_ONCE = 50
 # RFC 8461 3.3: five minutes and more after a failure.
 RETRY_SECONDS = 300
@@ -61,12 +62,16 @@ class Sts:
 
 @dataclass(slots=True)
 class _Entry:
-    """What memory holds of a domain: what is kept, read, and until when nothing is asked for."""
+    """What memory holds of a domain: what is kept, read, and until when nothing is asked for.
+
+    octets: of its text, which stays counted as long as the entry lives.
+    """
 
     kept: Kept | None
     policy: Policy | None
     not_before: float = 0.0
     fault: Fault | None = None
+    octets: int = 0
 
 
 class StsPolicies:
@@ -78,6 +83,7 @@ class StsPolicies:
         self._threads = threads
         self._clock = clock
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._octets = 0
         self._fetching: dict[str, asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(FETCHES_AT_ONCE)
         self._task: asyncio.Task[None] | None = None
@@ -135,13 +141,16 @@ class StsPolicies:
         if known is not None:
             return known  # read, or fetched, by somebody else meanwhile
         policy = _read(kept)
-        return self._remember(domain, _Entry(kept if policy is not None else None, policy))
+        octets = len(kept.policy) if kept is not None else 0
+        return self._remember(domain, _Entry(kept if policy is not None else None, policy, octets=octets))
 
     def _remember(self, domain: str, entry: _Entry) -> _Entry:
+        replaced = self._entries.pop(domain, None)
+        self._octets += _octets(entry) - (_octets(replaced) if replaced is not None else 0)
         self._entries[domain] = entry
-        self._entries.move_to_end(domain)
-        if len(self._entries) > MEMORY_LIMIT:
-            self._entries.popitem(last=False)
+        while len(self._entries) > MEMORY_LIMIT or (self._octets > MEMORY_OCTETS and len(self._entries) > 1):
+            _, oldest = self._entries.popitem(last=False)
+            self._octets -= _octets(oldest)
         return entry
 
     def _expire(self, entry: _Entry) -> None:
@@ -176,15 +185,14 @@ class StsPolicies:
         kept = Kept(
             domain, record_id, policy.text, now, now + age, refresh_at=now + min(DAY, age // 2), used_at=now
         )
-        self._remember(domain, _Entry(kept, policy))
+        self._remember(domain, _Entry(kept, policy, octets=len(kept.policy)))
         await self._write(partial(tls_policies.keep, kept=kept))
         log.info("MTA-STS policy fetched", domain=domain, mode=policy.mode.value, seconds=policy.max_age)
 
     def _note_failure(self, domain: str, fault: Fault) -> None:
-        entry = self._entries.get(domain) or _Entry(None, None)
-        entry.fault = fault
-        entry.not_before = self._clock.monotonic() + RETRY_SECONDS
-        self._remember(domain, entry)
+        known = self._entries.get(domain) or _Entry(None, None)
+        until = self._clock.monotonic() + RETRY_SECONDS
+        self._remember(domain, replace(known, fault=fault, not_before=until))
         log.warning("no MTA-STS policy", domain=domain, problem=fault.text, result=fault.type.value)
 
     def _note_use(self, domain: str, kept: Kept) -> None:
@@ -231,6 +239,11 @@ class StsPolicies:
             if record_id is not None:
                 await self._entry(kept.domain)
                 await self._fetch(kept.domain, record_id)
+
+
+def _octets(entry: _Entry) -> int:
+    """What an entry counts for: its text twice, as it is and as it was read."""
+    return 2 * entry.octets
 
 
 def _read(kept: Kept | None) -> Policy | None:

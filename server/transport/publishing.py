@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from server.config import locate_secret
-from server.tls import CertificateError, read_leaf
+from server.tls import CertificateError, read_leaf, served_certificates
 from server.transport import tlsrpt
 from server.transport.dane import own_record
 from server.transport.mtasts import Mode, Policy
@@ -26,11 +26,11 @@ ID_DIGITS = 20
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What is published. policy: None for none; tlsa: of our certificate, '' for none."""
+    """What is published. policy: None for none; tlsa: of each certificate that our host may show."""
 
     hostname: str
     policy: Policy | None = None
-    tlsa: str = ""
+    tlsa: tuple[str, ...] = ()
     report_address: str = ""
 
 
@@ -53,7 +53,7 @@ def read_published(settings: Settings) -> Published:
         own_policy(
             transport.publish_mode, transport.publish_mx or (hostname,), transport.publish_max_age_seconds
         ),
-        _own_tlsa(settings) if transport.publish_tlsa else "",
+        _own_tlsa(settings) if transport.publish_tlsa else (),
         settings.tls_reports.report_address,
     )
 
@@ -63,11 +63,14 @@ def own_policy(mode: str, hosts: tuple[str, ...], max_age: int) -> Policy | None
     return None if mode == "off" else Policy(Mode(mode), max_age, tuple(one.lower() for one in hosts))
 
 
-def _own_tlsa(settings: Settings) -> str:
+def _own_tlsa(settings: Settings) -> tuple[str, ...]:
     try:
-        return str(own_record(read_leaf(_certificate_file(settings))))
+        files = served_certificates(
+            settings.server.hostname, _certificate_file(settings), settings.tls.domains
+        )
+        return tuple(dict.fromkeys(str(own_record(read_leaf(one))) for one in files))
     except (CertificateError, LookupError, ValueError):
-        return ""  # the daemon does not start with such a certificate, and says why
+        return ()  # the daemon does not start with such a certificate, and says why
 
 
 def _certificate_file(settings: Settings) -> Path:
@@ -108,13 +111,13 @@ def advice(domain: str, published: Published) -> list[Advice]:
             "where others report how TLS with this server went (RFC 8460)",
         )
     )
-    if published.tlsa:
-        found.append(
-            Advice(
-                "TLSA",
-                f"_25._tcp.{published.hostname}",
-                published.tlsa,
-                "this server's key, for zones with DNSSEC; to be changed before the key is (RFC 7672)",
-            )
+    found += [
+        Advice(
+            "TLSA",
+            f"_25._tcp.{published.hostname}",
+            one,
+            "this server's key, for zones with DNSSEC; to be changed before the key is (RFC 7672)",
         )
+        for one in published.tlsa
+    ]
     return found

@@ -12,7 +12,7 @@ import asyncio
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING
@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     from server.transport.security import Fault, Reported
 
 FLUSH_SECONDS = 5.0
+STOP_SECONDS = 5.0
 MAX_PENDING = 20_000
 LOOKUPS_AT_ONCE = 50
 GRACE_SECONDS = 300  # after a day's end, for what is counted late
 MAX_NAME_OCTETS = 253
+MAX_LINES = 20  # of a policy that are told: each row holds them
 
 log = structlog.get_logger("transport")
 
@@ -71,13 +73,17 @@ class TlsResults:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
-        """Write what was counted, and end."""
+        """Write what was counted, and end; a DNS that does not answer is not waited for long."""
         self._stop.set()
         if self._task is not None:
-            await self._task
+            await asyncio.wait((self._task,), timeout=STOP_SECONDS)
+            self._task.cancel()
+            await asyncio.wait((self._task,))
 
     def note(self, session: Session) -> None:
-        """Count a session."""
+        """Count a session; what a server said in its own words is told by a code where there is one."""
+        if session.fault is not None and session.fault.code:
+            session = replace(session, fault=replace(session.fault, text=""))
         now = self._clock.now()
         kind = (now - now % tls_reports.DAY, session)
         if kind in self._pending or len(self._pending) < MAX_PENDING:
@@ -166,7 +172,12 @@ class TlsResults:
 def _policy(session: Session) -> str:
     told = session.reported
     return _json(
-        {"type": told.type.value, "domain": told.domain, "lines": list(told.lines), "hosts": list(told.hosts)}
+        {
+            "type": told.type.value,
+            "domain": told.domain,
+            "lines": list(told.lines[:MAX_LINES]),
+            "hosts": list(told.hosts[:MAX_LINES]),
+        }
     )
 
 

@@ -71,10 +71,13 @@ def free_address() -> str:
 
 @contextmanager
 def pair(
-    directory: Path, template: Path, *, signed: bool, certificate: Holder, root: Holder
+    directory: Path, template: Path, *, signed: bool, certificate: Holder, root: Holder, port: int = 0
 ) -> Iterator[Pair]:
-    """Two daemons, with the DNS records that theirs advises and an address for each name."""
-    address, (port,) = free_address(), free_ports(1)
+    """Two daemons, with the DNS records that theirs advises and an address for each name.
+
+    port: where the resolver listens, a free one unless given.
+    """
+    address, port = free_address(), port or free_ports(1)[0]
     chain, key = write(directory / "tls", certificate)
     authority = directory / "root.pem"
     authority.write_bytes(root.certificate.public_bytes(serialization.Encoding.PEM))
@@ -170,6 +173,10 @@ def test_served_policy_is_enforced_and_reported(template: Path, tmp_path: Path) 
         event = both.send("by mta-sts")
         data = event["data"]
         assert (event["kind"], data["tls_policy"]) == ("message.delivered", "sts enforce"), data
+        (kept,) = both.ours.cli("transport", "policies")["policies"]
+        assert kept["domain"] == THEIRS and "mode: enforce" in kept["policy"]
+        listed = run_cli("transport", "policies", "--config", both.ours.configuration).stdout
+        assert f"mx: {THEIR_HOST}; max_age: 604800" in listed
         shown = both.ours.ask("explain", id=event["message"])
         assert any(one["data"].get("tls_policy") == "sts enforce" for one in shown["timeline"])
         # A certificate for another name: the policy is kept, and nothing goes there.

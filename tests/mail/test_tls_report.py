@@ -155,7 +155,7 @@ def test_times_are_read(text: str, expected: int) -> None:
         b'{"policies": [], "x": ' + b"9" * 10_000 + b"}",
         b" " * (MAX_JSON_OCTETS + 1),
         gzip.compress(b" " * (MAX_JSON_OCTETS + 1)),
-        gzip.compress(b"0" * (7 << 20)),
+        gzip.compress(b"0" * (2 << 20)),
         gzip.compress(write_report(REPORT))[:-9],
         b"\x1f\x8b",
         b"PK\x03\x04 no archive",
@@ -174,6 +174,8 @@ def test_size_is_bounded() -> None:
     found = read(told(policies=[many] + [{}] * MAX_POLICIES))
     assert len(found.policies) == MAX_POLICIES and len(found.policies[0].details) == MAX_DETAILS
     assert len(found.policies[0].type) == MAX_TEXT
+    found = read(told(policies=[{"failure-details": [{}] * (MAX_DETAILS // 2 + 1)}] * 3))
+    assert sum(len(one.details) for one in found.policies) == MAX_DETAILS
 
 
 def test_text_is_what_utf8_can_hold() -> None:
@@ -221,6 +223,17 @@ def test_report_is_found_in_mail(kind: str, name: str, packed: bool) -> None:
 )
 def test_other_mail_is_no_report(kind: str, name: str) -> None:
     assert parse_mail(mail(kind, b"{}", name=name)) is None
+
+
+def test_broken_report_is_told_from_a_file_of_another_kind() -> None:
+    assert parse_mail(mail("application/json", b'{"a": 1}', name="settings.json")) is None
+    for said in (
+        mail("application/tlsrpt+json", b'{"a": 1}'),
+        mail("application/json", b"{}", name="a.json", head="TLS-Report-Domain: a.test\r\n"),
+        mail("application/tlsrpt+gzip", pack(write_report(REPORT))[:-5]),
+    ):
+        with pytest.raises(ReportSyntax):
+            parse_mail(said)
 
 
 @pytest.mark.parametrize(

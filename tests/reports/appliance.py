@@ -15,6 +15,7 @@ from server.arrival import IntakeSettings
 from server.delivery.dmarc_reader import DmarcReader
 from server.delivery.dmarc_reporter import DmarcReporter
 from server.delivery.scheduler import Scheduler
+from server.delivery.tls_reader import TlsReader
 from server.dns import CachingResolver
 from server.imap.render import render
 from server.intake import Intake
@@ -180,7 +181,12 @@ async def running(
         counts=counts,
         reporter=None,  # type: ignore[arg-type]  # made in the next line
         reader=DmarcReader(
-            threads=threads, hub=hub, maildir=store.maildir, clock=clock, address=settings.report_address
+            threads=threads,
+            hub=hub,
+            maildir=store.maildir,
+            clock=clock,
+            address=settings.report_address,
+            tls=TlsReader(threads=threads, clock=clock),
         ),
         context=context,
         port=port,

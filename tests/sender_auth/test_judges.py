@@ -14,7 +14,8 @@ absent = not CORPORA.is_dir()
 
 @pytest.mark.skipif(absent, reason=f"no corpora at {CORPORA}; MAILAGENTS_CORPORA names them")
 @pytest.mark.parametrize(
-    ("suite", "total"), [("spf", 203), ("dkim", 97), ("arc", 188), ("dmarc", 15), ("mime", 74), ("arf", 5)]
+    ("suite", "total"),
+    [("spf", 203), ("dkim", 97), ("arc", 188), ("dmarc", 15), ("mime", 74), ("arf", 5), ("tlsrpt", 7)],
 )
 def test_suite_passes_whole(suite: str, total: int, capsys: pytest.CaptureFixture[str]) -> None:
     status = judge.main([suite, "--json"])
@@ -23,7 +24,7 @@ def test_suite_passes_whole(suite: str, total: int, capsys: pytest.CaptureFixtur
     assert status == 0
 
 
-@pytest.mark.parametrize("suite", ["spf", "dkim", "arc", "dmarc", "mime", "arf"])
+@pytest.mark.parametrize("suite", ["spf", "dkim", "arc", "dmarc", "mime", "arf", "tlsrpt"])
 def test_absent_corpus_is_never_a_pass(
     suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -71,6 +71,22 @@ def test_broken_tls_of_one_host_is_told_though_the_next_one_takes_the_mail(tmp_p
     go(tmp_path, scenario)
 
 
+def test_each_host_that_did_not_take_the_mail_is_told_once(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        for number, name in enumerate(("a.test", "b.test", "c.test")):
+            await world.host(Peer(), name, preference=number)
+            world.peers[-1].stop()
+        for _ in range(2):  # the second time it is known
+            found = await world.send()
+            assert told(found)[0] is DEFERRED and found.phase == "connect"
+            assert [one.partition(" ")[0] for one in (found.host, *found.passed_over)] in (
+                ["c.test", "a.test", "b.test"],
+                ["a.test", "b.test", "c.test"],
+            )
+
+    go(tmp_path, scenario)
+
+
 # MTA-STS.
 
 
@@ -445,6 +461,7 @@ def test_message_that_requires_tls_goes_nowhere_else(
         found = await world.send(require_tls=True)
         assert found.state is expected, found
         assert found.enhanced in ("5.7.30", "4.7.30", "4.7.5"), found
+        assert found.tls_policy == ("dane" if case == "tlsa bogus" else "required"), found
         assert peer.messages == peer.clear == []
 
     go(tmp_path, scenario)

@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 from datetime import datetime
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -170,6 +171,33 @@ def test_maze_of_certificates_ends() -> None:
     leaf = make("leaf", by=maze[0], names=[HOST])
     chain = [leaf.der, *(one.der for one in maze), *(one.above[0].der for one in maze)]
     assert judge(chain, tlsa(2, 0, 0, make("other", ca=True))) is ResultType.NOT_TRUSTED
+
+
+def test_work_for_one_server_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty authorities of one name with one key sign each other, and twenty records name none of them."""
+    from server.transport import chain
+
+    checked: list[int] = []
+    verify = chain._verify
+
+    def counting(*given: Any) -> None:
+        checked.append(1)
+        verify(*given)
+
+    monkeypatch.setattr(chain, "_verify", counting)
+    key = make("same", ca=True).key
+    maze = [make("same", ca=True, key=key) for _ in range(19)]
+    leaf = make("leaf", by=maze[0], names=[HOST])
+    anchors = [tlsa(2, 0, 0, make("same", ca=True)) for _ in range(20)]
+    assert judge([leaf.der, *(one.der for one in maze)], *anchors) is ResultType.NOT_TRUSTED
+    assert 10 < len(checked) <= chain.MAX_SIGNATURES
+
+
+def test_names_and_constraints_without_end_are_refused() -> None:
+    trees = x509.NameConstraints(None, [x509.DNSName(f"t{n}.test") for n in range(500)])
+    middle = make("m", by=ROOT, ca=True, extensions=[(trees, True)])
+    leaf = make("leaf", by=middle, names=[HOST, *(f"n{n}.example.com" for n in range(500))])
+    assert judge(leaf.chain, tlsa(2, 0, 1, ROOT)) is ResultType.NOT_TRUSTED
 
 
 @pytest.mark.parametrize(

@@ -273,6 +273,18 @@ def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     go(tmp_path, scenario)
 
 
+def test_memory_is_bounded_in_octets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(world: World) -> None:
+        monkeypatch.setattr("server.transport.policies.MEMORY_OCTETS", 5000)
+        for number in range(9):
+            row = Kept(f"d{number}.test", "1", "x" * 1000, 1, 1 << 60, 1 << 60, 1)
+            world.database.write(partial(tls_policies.keep, kept=row))
+            await world.sts.find(f"d{number}.test")
+        assert len(world.sts._entries) == 2 and world.sts._octets == 4000
+
+    go(tmp_path, scenario)
+
+
 def kept(domain: str, at: int, age: int = 1000) -> Kept:
     return Kept(domain, "1", "version: …", at, at + age, at + age // 2, at)
 
@@ -315,3 +327,15 @@ def test_row_that_cannot_be_read_is_as_none(tmp_path: Path, database: Database) 
         assert found.policy is not None and found.policy.mode is Mode.ENFORCE
 
     go(tmp_path, scenario, database)
+
+
+def test_record_may_be_an_alias(tmp_path: Path) -> None:
+    """RFC 8461 3.1: an operator of many domains keeps one record for all of them."""
+
+    async def scenario(world: World) -> None:
+        world.policy("enforce")
+        world.dns.update({"sts.host.test": {"TXT": ["v=STSv1; id=7"]}})
+        world.dns.update({f"_mta-sts.{DOMAIN}": {"CNAME": ["sts.host.test"]}})
+        assert mode(await world.sts.find(DOMAIN)) == "enforce"
+
+    go(tmp_path, scenario)
