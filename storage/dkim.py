@@ -26,6 +26,7 @@ from storage.schema import dkim_keys as table
 PENDING = ("made", "published")
 RETIRED_LIMIT = 100  # of a domain's retired keys that are shown, the newest
 DAEMON = "daemon"
+LOST = "lost"  # told of a key that signs and whose record is gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +150,13 @@ def _look(connection: Connection, key: DkimKey, found: Look, at: int) -> None:
         values |= {"state": "published", "changed_at": at, "told": "published"}
     elif key.state == "published" and found.said in ("wrong", "missing"):
         values |= {"state": "made", "changed_at": at, "told": "made"}
+    is_lost = key.state == "active" and key.seen_at is not None and found.said in ("wrong", "missing")
+    if is_lost:
+        values["told"] = LOST
     connection.execute(update(table).where(table.c.id == key.id).values(values))
     if "state" in values:
         _tell(connection, [key], "published" if key.state == "made" else "unpublished", at=at)
-    elif key.state == "active" and key.seen_at is not None and found.said in ("wrong", "missing"):
+    elif is_lost:
         _tell(connection, [key], found.said, at=at)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from server.arrival import Arrival
-from server.delivery.rotation_letter import letter
+from server.delivery.rotation_letter import at_of, letter, step_of
 from server.dns import DnsFailure, DnsTemporary
 from server.refusal import Refusal
 from server.sender_auth import rotation
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 TURN_SECONDS = 60.0
 PAGE = 200
 CONCURRENCY = 20
+# Making a key takes a tenth of a second of a processor, which all that is signed needs too.
+BEGINS_PER_TURN = 20
 SECOND = 1_000_000
 
 log = structlog.get_logger("dkim")
@@ -62,6 +64,8 @@ class DkimRotation:
         self._pace = pace
         self._hostname = hostname
         self._slots = asyncio.Semaphore(CONCURRENCY)
+        self._begins = 0
+        self._is_stopping = False
         self._turns = Turns("rotation of DKIM keys", self.turn, seconds=min(TURN_SECONDS, pace.look_seconds))
 
     async def start(self) -> None:
@@ -69,20 +73,27 @@ class DkimRotation:
         self._turns.start()
 
     async def stop(self) -> None:
-        """End when the turn under way is done."""
+        """End when the domains under way are done."""
+        self._is_stopping = True
         await self._turns.stop()
 
     async def turn(self) -> None:
-        """Look after all domains with a key that is due."""
-        while True:
+        """Look after all domains with a key that is due; raises the first of their failures."""
+        self._begins = 0
+        while not self._is_stopping:
             now = self._clock.now()
             found = await self._threads.read(partial(dkim.due, at=now, limit=PAGE))
-            await asyncio.gather(*(self._look_after(owner, domain) for owner, domain in found))
+            looking = [self._look_after(owner, domain) for owner, domain in found]
+            for failure in await asyncio.gather(*looking, return_exceptions=True):
+                if isinstance(failure, BaseException):
+                    raise failure
             if len(found) < PAGE:
                 return
 
     async def _look_after(self, owner: str, domain: str) -> None:
         async with self._slots:
+            if self._is_stopping:
+                return
             try:
                 await self._act(owner, domain)
             except Missing:
@@ -144,6 +155,9 @@ class DkimRotation:
         log.info("old keys retired", domain=domain)
 
     async def _begin(self, owner: str, domain: str) -> None:
+        if self._begins >= BEGINS_PER_TURN:
+            return  # in a later turn
+        self._begins += 1
         now = self._clock.now()
         made = []
         for algorithm in ALGORITHMS:
@@ -173,8 +187,8 @@ class DkimRotation:
     async def _tell(self, owner: str, domain: str) -> None:
         """Write to the domain's postmaster what happened and what is to be done, once for each step."""
         keys = await self._threads.read(partial(dkim.untold, domain=domain, organization_id=owner))
-        for state in dict.fromkeys(key.state for key in keys):
-            about = [key for key in keys if key.state == state]
+        for step in dict.fromkeys(map(step_of, keys)):
+            about = [key for key in keys if step_of(key) == step]
             try:
                 await self._send(owner, domain, about)
             except Refusal as refusal:
@@ -183,12 +197,12 @@ class DkimRotation:
                     due = {key.id: later for key in about}
                     await self._threads.write(partial(dkim.set_due, due_at=due))
                     continue
-                log.warning("operator not told", domain=domain, step=state, reason=refusal.public)
+                log.warning("operator not told", domain=domain, step=step, reason=refusal.public)
             await self._threads.write(partial(dkim.told, key_ids=[key.id for key in about]))
 
     async def _send(self, owner: str, domain: str, about: Sequence[DkimKey]) -> None:
-        newest = max(key.changed_at for key in about)
-        key = " ".join([domain, about[0].state, *(one.id for one in about)]).encode()
+        newest = max(at_of(key) for key in about)
+        key = " ".join([domain, step_of(about[0]), *(one.id for one in about)]).encode()
         # The same for the same step: what is told again after a crash is not sent again.
         message_id = ids.derived("msg", key, at=newest)
         content = letter(domain, about, hostname=self._hostname, message_id=message_id, at=self._clock.now())

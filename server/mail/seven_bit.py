@@ -9,6 +9,7 @@ them raises Unencodable. RFC 5322 2.1.1 and 2.2.3, RFC 2045 6, RFC 2046 5.2.1, R
 
 from __future__ import annotations
 
+import codecs
 import re
 from binascii import a2b_qp, b2a_qp
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from server.mail.transfer import LINE_OCTETS as ENCODED_OCTETS
 from server.mail.transfer import encode_base64
 
 LINE_OCTETS = 998  # RFC 5322 2.1.1, without CRLF
+LINE_SOURCE_OCTETS = 57  # that make a line of base64
 TOO_LONG = "is longer than 998 octets"
 
 _RAW = frozenset({b"", b"7bit", b"8bit", b"binary", b"7-bit", b"8-bit"})
@@ -31,6 +33,7 @@ _NOT_BASE64 = bytes(
     for octet in range(256)
     if octet not in b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 )
+_WHITE = re.compile(rb"[ \t]*")
 _WIDE_LABEL = re.compile(rb":\s*(?:8-?bit|binary)\s*\Z", re.I)
 
 Encode = Callable[[Octets, int, int], Iterator[bytes]]
@@ -210,8 +213,26 @@ def _wrapped(message: Octets, start: int, end: int) -> Iterator[bytes]:
 
 def _from_quoted(message: Octets, start: int, end: int) -> Iterator[bytes]:
     """Base64 of what quoted-printable means."""
-    decoded = a2b_qp(message[start:end])
-    yield from _encoded(decoded, 0, len(decoded))
+    left = b""
+    for piece in _decoded(message, start, end):
+        left += piece
+        whole = len(left) - len(left) % LINE_SOURCE_OCTETS
+        yield encode_base64(left[:whole])
+        left = left[whole:]
+    yield encode_base64(left)
+
+
+def _decoded(message: Octets, start: int, end: int) -> Iterator[bytes]:
+    """What quoted-printable means, piece by piece: cut behind a line, or where no code can be open."""
+    left = b""
+    for piece in _pieces(message, start, end):
+        left += piece
+        cut = left.rfind(b"\n") + 1
+        if not cut and len(left) > STEP_OCTETS:
+            cut = left.rfind(b"=", len(left) - 3) if b"=" in left[-3:] else len(left)
+        yield a2b_qp(left[:cut])
+        left = left[cut:]
+    yield a2b_qp(left)
 
 
 def _constant(octets: bytes) -> Encode:
@@ -237,11 +258,13 @@ def _described(message: Octets, part: Part, header: bytes, encoding: bytes) -> b
 
 def _charset(message: Octets, part: Part) -> bytes:
     """Return the charset of text that names none (RFC 1428 3)."""
-    body = message[part.body_start : part.body_end]
-    if body.isascii():
+    if _is_ascii(message, part.body_start, part.body_end):
         return b"us-ascii"
+    decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        body.decode("utf-8")
+        for piece in _pieces(message, part.body_start, part.body_end):
+            decoder.decode(piece)
+        decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         return b"unknown-8bit"
     return b"utf-8"
@@ -292,9 +315,9 @@ def _cut(line: bytes, at: int) -> int:
 
 
 def _past_white(line: bytes, at: int) -> int:
-    while line[at : at + 1] in (b" ", b"\t"):
-        at += 1
-    return at
+    found = _WHITE.match(line, at)
+    assert found is not None, "no white space is white space enough"
+    return found.end()
 
 
 def _has_long_line(octets: Octets, start: int, end: int) -> bool:

@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 
 SECOND = 1_000_000
 DAY_SECONDS = 86_400
-# Keys that sign are looked at this often, and mail that still needs an old key is asked for.
-CARE_SECONDS = DAY_SECONDS
-WAITING_SECONDS = 3600
+CARE_SECONDS = DAY_SECONDS  # between looks at keys that sign
+WAITING_SECONDS = 3600  # between looks at what should have come by now
 PENDING = frozenset({"made", "published"})
 
 
@@ -111,7 +110,7 @@ def due_at(key: DkimKey, *, now: int, pace: Pace) -> int:
     if key.state == "retiring":
         over = key.changed_at + pace.retire_seconds * SECOND
         return over if over > now else now + min(WAITING_SECONDS, pace.look_seconds) * SECOND
-    later = now + CARE_SECONDS * SECOND
+    later = now + _care_seconds(key) * SECOND
     if key.state == "active" and pace.rotate_seconds:
         old_at = key.changed_at + pace.rotate_seconds * SECOND
         # A rotation that is under way moves the others; nothing is looked for more often than that.
@@ -120,11 +119,16 @@ def due_at(key: DkimKey, *, now: int, pace: Pace) -> int:
 
 
 def needs_look(key: DkimKey, *, now: int) -> bool:
-    """Whether the DNS is asked about a key now: new ones at each turn, those that sign once a day."""
+    """Whether the DNS is asked about a key now: new ones at each turn, those that sign now and then."""
     if key.state in PENDING:
         return True
-    is_stale = key.looked_at is None or now >= key.looked_at + (CARE_SECONDS - 60) * SECOND
+    is_stale = key.looked_at is None or now >= key.looked_at + (_care_seconds(key) - 60) * SECOND
     return key.state == "active" and is_stale
+
+
+def _care_seconds(key: DkimKey) -> int:
+    """Return how often a key that signs is looked at: once a day, and each hour where its record is missed."""
+    return WAITING_SECONDS if key.looked in ("missing", "wrong") else CARE_SECONDS
 
 
 _STEPS = {

@@ -32,6 +32,10 @@ class Stand:
         keys = self.daemon.ask("domain-dkim-status", name=DOMAIN)["keys"]
         return {key["selector"]: key["state"] for key in keys}
 
+    def states_when_down(self) -> list[str]:
+        """The same by the command line, which goes to the store where no daemon answers."""
+        return [key["state"] for key in self.daemon.cli("domain", "dkim", "status", DOMAIN)["keys"]]
+
     def reach(self, *wanted: str) -> None:
         """Wait until the keys, oldest first, are in these states."""
         until(
@@ -117,6 +121,15 @@ def test_keys_are_made_seen_used_and_retired(stand: Stand, tmp_path: Path) -> No
         new
     )
     assert "PRIVATE" not in json.dumps(daemon.cli("domain", "dkim", "status", DOMAIN))
+
+
+def test_a_rotation_can_be_begun_without_the_daemon(stand: Stand) -> None:
+    stand.daemon.stop()
+    made = stand.daemon.cli("domain", "dkim", "rotate", DOMAIN)["records"]
+    assert stand.states_when_down() == ["active", "active", "made", "made"]
+    stand.publish(made)
+    stand.daemon.start()
+    stand.reach("retired", "retired", "active", "active")
 
 
 def test_a_rotation_can_be_given_up(stand: Stand) -> None:

@@ -121,3 +121,14 @@ def test_every_state_is_described() -> None:
     for state in ("made", "published", "active", "retiring", "retired"):
         for looked in ("", "right", "wrong", "missing", "unknown"):
             assert rotation.describe(key(state=state, looked=looked))
+
+
+def test_what_is_missed_is_looked_at_each_hour_and_what_is_right_each_day() -> None:
+    for looked, hours in (("right", 24), ("unknown", 24), ("", 24), ("missing", 1), ("wrong", 1)):
+        one = key(state="active", looked=looked, looked_at=NOW)
+        due = rotation.due_at(one, now=NOW, pace=PACE)
+        assert due == NOW + hours * 3600 * SECOND
+        assert not rotation.needs_look(one, now=NOW + 60 * SECOND)
+        assert rotation.needs_look(one, now=due)
+    assert rotation.needs_look(key(state="active"), now=NOW)
+    assert not rotation.needs_look(key(state="retiring"), now=NOW)
