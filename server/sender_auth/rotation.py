@@ -127,7 +127,7 @@ def needs_look(key: DkimKey, *, now: int) -> bool:
 
 
 def _care_seconds(key: DkimKey) -> int:
-    """Return how often a key that signs is looked at: once a day, and each hour where its record is missed."""
+    """Return how often a key that signs is looked at: daily, and hourly where its record is missed."""
     return WAITING_SECONDS if key.looked in ("missing", "wrong") else CARE_SECONDS
 
 
