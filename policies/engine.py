@@ -196,6 +196,7 @@ class _Effects:
     priority: int | None = None
     reason: str = ""
     require_tls: bool = False
+    ask_in_doubt: bool = False
     webhooks: dict[Webhook, None] = field(default_factory=dict)
     trace: list[Step] = field(default_factory=list)
 
@@ -308,6 +309,9 @@ class Judging:
                 return "came back" if returned else self._refuse(rule, effects)
             case Action.REQUIRE_TLS:
                 return self._require_tls(rule, effects)
+            case Action.ASK_IN_DOUBT:
+                effects.ask_in_doubt = True
+                return "not sent again in doubt"
             case Action.WEBHOOK:
                 effects.webhooks[Webhook(rule.name, rule.url, rule.content)] = None
                 return f"webhook to {rule.url}"
@@ -367,6 +371,7 @@ class Judging:
             forwards=tuple(effects.forwards),
             priority=effects.priority,
             require_tls=effects.require_tls,
+            ask_in_doubt=effects.ask_in_doubt,
             webhooks=tuple(effects.webhooks),
             trace=trace,
         )

@@ -24,6 +24,7 @@ def explain(ruling: Ruling) -> list[str]:
     lines += [f"  forward to {target}" for target in ruling.forwards]
     lines += [f"  priority {ruling.priority}"] * (ruling.priority is not None)
     lines += ["  TLS required onward"] * ruling.require_tls
+    lines += ["  not sent again in doubt"] * ruling.ask_in_doubt
     lines += [f"  webhook to {one.url}" for one in ruling.webhooks]
     lines += [f"  pause of the {ruling.pause}"] * bool(ruling.pause)
     lines += [f"  for {ruling.reason} alone"] * bool(ruling.reason)

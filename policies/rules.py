@@ -29,6 +29,7 @@ class Action(str, Enum):
     LIMIT = "limit"
     GREYLIST = "greylist"
     REQUIRE_TLS = "require_tls"
+    ASK_IN_DOUBT = "ask_in_doubt"
     WEBHOOK = "webhook"
     PAUSE = "pause"
     STOP = "stop"
@@ -64,6 +65,7 @@ ACTION_STAGES: Mapping[Action, tuple[str, ...]] = MappingProxyType(
         Action.PRIORITY: _MESSAGES,
         Action.LIMIT: _DOORS,
         Action.GREYLIST: ("rcpt", "message"),
+        Action.ASK_IN_DOUBT: _MESSAGES,
         Action.REQUIRE_TLS: ("mail", "rcpt", "message", "submit", "send"),
         Action.WEBHOOK: _MESSAGES,
         Action.PAUSE: ("submit", "send"),
@@ -103,6 +105,9 @@ ACTION_MEANINGS: Mapping[Action, str] = MappingProxyType(
         "`greylist.window_seconds` is let through, and from then on whatever the client sends for the "
         "sender's domain, for `greylist.keep_days`. A client is its network or, at message, the domain "
         "that SPF passes for.",
+        Action.ASK_IN_DOUBT: "Where it is in doubt whether another server has the message (the "
+        "connection broke after all of it was sent), it is not sent again before a person has said what is "
+        'true, as with delivery.in_doubt = "ask".',
         Action.REQUIRE_TLS: "An SMTP client without TLS is refused (530 5.7.0 unless given), so that it "
         "comes back under TLS. At message, submit and send it binds the way onward too: what the queue has "
         "to deliver of the message goes only under TLS, to a host whose certificate is valid for its name, "
@@ -307,7 +312,7 @@ class Ruling:
     action: 'accept', 'reject', 'defer', 'discard', 'hold' or 'quarantine'. pause: 'identity' or
     'organization', which may send no more; '' for none. priority: None where no rule set it.
     reason: 'reputation' where nothing else spoke against the message.
-    require_tls: the way onward is under TLS.
+    require_tls: the way onward is under TLS. ask_in_doubt: not sent twice without a person's word.
     """
 
     action: str = "accept"
@@ -323,5 +328,6 @@ class Ruling:
     pause: str = ""
     reason: str = ""
     require_tls: bool = False
+    ask_in_doubt: bool = False
     webhooks: tuple[Webhook, ...] = ()
     trace: tuple[Step, ...] = ()

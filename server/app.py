@@ -10,6 +10,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -25,6 +26,7 @@ from server.rulebook import Rulebook
 from server.sender_auth.rotation import pace_of
 from server.sockets import BindFailed
 from server.tls import CertificateError, ServerTls, make_self_signed
+from server.transport.publishing import read_published
 from server.tree import Tree
 from storage.errors import StorageError
 from storage.ownership import turn
@@ -155,6 +157,7 @@ class Appliance:
             actor="cli:daemon",
             roles=server.roles,
             report_address=self.settings.dmarc.report_address,
+            published=partial(read_published, self.settings),
             pace=pace_of(self.settings.dkim),
         )
 

@@ -35,6 +35,7 @@ from server.sections_identity import Dkim
 from server.sections_names import DnsLists, Greylist
 from server.sections_policy import Limits, Policy, Rejects, Scanners, Webhooks
 from server.sections_protection import Protection
+from server.sections_transport import TlsReports, Transport
 from server.settings_file import Finding, load_model, locate_secret, read_secret
 from server.settings_kinds import Section
 from server.settings_text import ConfigError, Problem, generate_docs_from, generate_from, render
@@ -81,6 +82,8 @@ class Settings(Section):
     greylist: Greylist = Greylist()
     webhooks: Webhooks = Webhooks()
     delivery: Delivery = Delivery()
+    transport: Transport = Transport()
+    tls_reports: TlsReports = TlsReports()
     control: Control = Control()
 
     @classmethod

@@ -56,6 +56,7 @@ INBOXES_LIMIT = 200_000  # beyond it every inbox is looked up
 ASKED_INBOXES = 20  # of one message
 CACHE_INBOXES = 10_000
 CACHE_CORRESPONDENTS = 50
+WRITTEN_LIMIT = 20_000
 PAGE = 100
 RECIPIENTS_LIMIT = 50  # a message to more is no letter to a correspondent
 TURN_SECONDS = 30.0
@@ -75,6 +76,8 @@ class Correspondents:
         self._rulebook = rulebook
         self._inboxes: set[str] = set()
         self._known: OrderedDict[str, dict[str, Acts]] = OrderedDict()
+        self._written: dict[str, dict[str, int]] = {}  # by inbox: whom it wrote to, and when that was noted
+        self._written_count = 0
         self._generation = 0
         self._turns = Turns("learning of correspondents", self.turn, seconds=TURN_SECONDS)
         self._turn = 0
@@ -101,10 +104,12 @@ class Correspondents:
         self._generation += 1
         if notice.position == UNKNOWN:
             self._known.clear()
+            self._forget_written()
             self._is_behind = True
             self._turns.wake()
             return
         self._known.pop(notice.key, None)
+        self._written_count -= len(self._written.pop(notice.key, ()))
         if len(self._inboxes) < INBOXES_LIMIT:
             self._inboxes.add(notice.key)
 
@@ -202,11 +207,12 @@ class Correspondents:
                 for sign in await self._signs(act, known)
             ]
             await self._threads.write(partial(_keep, acts=acts, found=found, at=self._clock.now()))
+            self._note_written(sign for _, sign in found if sign.kind == WRITTEN)
             after = acts[-1].seq
 
     async def _signs(self, act: Due, about: signs.Received | signs.Sent | None) -> list[Sign]:
         if isinstance(about, signs.Sent):
-            return _of_sent(act, about)
+            return [sign for sign in _of_sent(act, about) if not self._is_noted(sign)]
         if act.mailbox_id is None:
             return []
         made = Sign(act.mailbox_id, act.message_id, act.kind, act.at, ())
@@ -219,6 +225,23 @@ class Correspondents:
         if not found.correspondent:
             return []
         return [replace(made, correspondents=(found.correspondent, found.wider))]
+
+    def _is_noted(self, sign: Sign) -> bool:
+        noted = self._written.get(sign.mailbox_id, {}).get(sign.message_id)
+        return noted is not None and sign.at - noted < signs.RENEWED
+
+    def _note_written(self, found: Iterable[Sign]) -> None:
+        """Remember what is written down: most letters go where the last ones went."""
+        for sign in found:
+            noted = self._written.setdefault(sign.mailbox_id, {})
+            self._written_count += sign.message_id not in noted
+            noted[sign.message_id] = sign.at
+        if self._written_count > WRITTEN_LIMIT:
+            self._forget_written()
+
+    def _forget_written(self) -> None:
+        self._written.clear()
+        self._written_count = 0
 
     def _paths(self, mailbox_id: str, about: signs.Received) -> list[tuple[Path, int]]:
         maildir = self._threads.store.maildir

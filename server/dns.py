@@ -10,9 +10,10 @@ RFC 1035, 2308 (negative caching), 8020 (NXDOMAIN), 9520 (failures).
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import dns.asyncresolver
 import dns.exception
@@ -33,6 +34,7 @@ EDNS_OCTETS = 1232
 MAX_CACHE_OCTETS = 64 << 20
 ENTRY_OCTETS = 400  # what one entry costs beside its text, about
 MAX_QUERIES = 500  # at one time; more wait for one of them to end
+BelieveAd = Literal["loopback", "any", "never"]
 TRY_SECONDS = 2.0  # how long one server is waited for before the next
 
 
@@ -66,12 +68,14 @@ class Answer:
 
     records by type: A, AAAA, PTR, CNAME, NS: text; MX: Mx; TXT: tuple of octet strings;
     TLSA: (usage, selector, matching type, octets). ttl: seconds left when it was
-    fetched. authenticated: the resolver's AD bit.
+    fetched. authenticated: the resolver's AD bit. canonical: the name that aliases led to, '' where
+    there was none.
     """
 
     records: tuple[Any, ...]
     ttl: int
     authenticated: bool
+    canonical: str = ""
 
 
 class Resolver(Protocol):
@@ -89,26 +93,44 @@ async def mx(resolver: Resolver, domain: str) -> Answer:
     return Answer(ordered, found.ttl, found.authenticated)
 
 
-async def addresses(resolver: Resolver, host: str) -> tuple[str, ...]:
-    """Return a host's addresses, IPv6 first.
+async def host_addresses(resolver: Resolver, host: str) -> Found:
+    """Return a host's addresses and whether DNSSEC proves them.
 
     Raises NoSuchDomain, NoAnswer where it has neither, DnsTemporary where that is not known.
     """
     answers = await asyncio.gather(
         resolver.resolve(host, "AAAA"), resolver.resolve(host, "A"), return_exceptions=True
     )
-    found: list[str] = []
+    found: list[Answer] = []
     failures: list[BaseException] = []
     for answer in answers:
         if isinstance(answer, BaseException):
             failures.append(answer)
-        else:
-            found.extend(answer.records)
+        elif answer.records:
+            found.append(answer)
     if found:
-        return tuple(found)
+        return Found(
+            tuple(address for answer in found for address in answer.records),
+            all(answer.authenticated for answer in found),
+            found[0].canonical if len({answer.canonical for answer in found}) == 1 else "",
+        )
     for failure in sorted(failures, key=lambda one: not isinstance(one, DnsTemporary)):
         raise failure
     raise NoAnswer(f"{host}: no address")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A host's addresses, IPv6 first. authenticated: all answers were; canonical: as Answer has it."""
+
+    addresses: tuple[str, ...]
+    authenticated: bool
+    canonical: str = ""
+
+
+async def addresses(resolver: Resolver, host: str) -> tuple[str, ...]:
+    """Return a host's addresses, IPv6 first; fails as host_addresses does."""
+    return (await host_addresses(resolver, host)).addresses
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +146,16 @@ class CachingResolver:
     """Asks the configured recursive resolvers and remembers what they said."""
 
     def __init__(
-        self, *, servers: Sequence[str], timeout_seconds: float, cache_entries: int, clock: Clock
+        self,
+        *,
+        servers: Sequence[str],
+        timeout_seconds: float,
+        cache_entries: int,
+        clock: Clock,
+        believe_ad: BelieveAd = "loopback",
     ) -> None:
         self._clock = clock
+        self._believe_ad = believe_ad
         self._limit = cache_entries
         self._cache: dict[tuple[str, str], _Entry] = {}
         self._octets = 0
@@ -216,7 +245,22 @@ class CachingResolver:
         records = tuple(_record(rdtype, record) for record in found.rrset)
         # The least TTL of the whole chain of aliases, not only of its end.
         seconds = min(found.chaining_result.minimum_ttl, MAX_TTL_SECONDS)
-        return Answer(records, seconds, bool(found.response.flags & dns.flags.AD))
+        canonical = _host(found.canonical_name) if found.canonical_name != name else ""
+        return Answer(records, seconds, self._is_authenticated(found), canonical)
+
+    def _is_authenticated(self, found: dns.resolver.Answer) -> bool:
+        """Whether the AD bit is set, and by a resolver from which it means something (RFC 7672 2.2)."""
+        if not found.response.flags & dns.flags.AD or self._believe_ad == "never":
+            return False
+        return self._believe_ad == "any" or _is_loopback(found.nameserver or "")
+
+
+def _is_loopback(nameserver: str) -> bool:
+    """Whether a nameserver is on this machine: nobody writes between us and it."""
+    try:
+        return ipaddress.ip_address(nameserver).is_loopback
+    except ValueError:
+        return False
 
 
 class _Denied(Exception):

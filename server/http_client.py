@@ -59,6 +59,25 @@ async def exchange(
         raise HttpFault(f"no HTTP/1.1: {error}") from None
 
 
+async def get(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    *,
+    target: str,
+    headers: Headers,
+    limit_octets: int,
+) -> Response:
+    """GET what a target is and return the answer; OSError, HttpFault. headers: as for exchange."""
+    machine = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEADER_OCTETS)
+    try:
+        named = [(name.encode("ascii"), value) for name, value in (*headers, ("Connection", b"close"))]
+        head = machine.send(h11.Request(method="GET", target=target, headers=named))
+        writer.write((head or b"") + (machine.send(h11.EndOfMessage()) or b""))
+        return await _receive(machine, reader, limit_octets)
+    except h11.ProtocolError as error:
+        raise HttpFault(f"no HTTP/1.1: {error}") from None
+
+
 async def _send_body(
     machine: h11.Connection,
     reader: asyncio.StreamReader,

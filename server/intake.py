@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from server.client_facts import ClientFacts
     from server.clock import Clock
     from server.correspondents import Correspondents
+    from server.fresh import Fresh
     from server.rejects import Refused, Rejects
     from server.routing import Routing
     from server.rulebook import Rulebook
@@ -79,7 +80,10 @@ SIGNED = frozenset({Source.SUBMISSION, Source.API, Source.NOTICE})
 
 
 class Intake(Door):
-    """A door that also takes messages in: judges them and commits what is accepted."""
+    """A door that also takes messages in: judges them and commits what is accepted.
+
+    fresh: sent messages in memory for their first attempt, None where another process delivers.
+    """
 
     def __init__(
         self,
@@ -97,6 +101,7 @@ class Intake(Door):
         dmarc_counts: DmarcCounts | None = None,
         scanning: Scanning | None = None,
         client_facts: ClientFacts | None = None,
+        fresh: Fresh | None = None,
     ) -> None:
         senders = Senders(threads, routing)
         super().__init__(
@@ -116,6 +121,7 @@ class Intake(Door):
         self._rejects = rejects
         self._dmarc_counts = dmarc_counts
         self._scanning = scanning
+        self.fresh = fresh
         self._editing = Editing(threads, senders, clock, settings.hostname)
         self._steering = Steering(routing)
 
@@ -331,6 +337,8 @@ class Intake(Door):
             envelope = replace(envelope, recipients=tuple(group.recipients))
         if decision.require_tls:
             envelope = replace(envelope, tls_only=True)
+        if decision.ask_in_doubt:
+            envelope = replace(envelope, ask_in_doubt=True)
         events = arrival.events + feedback(
             arrival, judgement.letter, group.organization_id, message_id=message_id, now=now
         )
@@ -426,6 +434,8 @@ class Intake(Door):
     async def _commit(self, records: Sequence[Accepted], *, wait_applied: bool) -> Receipt:
         """Commit all of a message's records in one batch; all of them stand before the 250."""
         message_ids = tuple(record.message_id for record in records)
+        if self.fresh is not None:
+            self.fresh.put(records)
         try:
             if not wait_applied:
                 if len(records) == 1:

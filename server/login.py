@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from storage.db import Notice
 
 KEY_MARK = "mak_"
+HOST = "host"  # kind of an identity that the configuration vouches for, by the client's address
 SCRAM_ITERATIONS = 4096  # RFC 7677 4; the passwords have 128 bits and more of their own
 CACHE_SECONDS = 60
 CACHE_LIMIT = 10_000
@@ -52,7 +53,7 @@ _hasher = argon2.PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """An authenticated client. kind: 'password' or 'key'; mailbox_id None for an organization's key."""
+    """An authenticated client. kind: 'password', 'key' or 'host'; mailbox_id None: an organization's key."""
 
     organization_id: str
     mailbox_id: str | None
@@ -189,6 +190,21 @@ class Login:
             raise Refusal(535, "5.7.8", "Authentication credentials invalid", f"{protocol} login")
         self._failures.succeeded(peer, account)
         return Identity(mailbox.organization_id, mailbox.id, mailbox.address, "password", credential_id)
+
+    async def vouched(self, address: str) -> Identity | None:
+        """Return who a host submits as that needs no login, None where the inbox is not active."""
+        mark = self._mark("vouched", address, "")
+        identity = self._remembered(mark)
+        if identity is None:
+            generation = self._generation
+            mailbox = await self._threads.read(lambda c: _open_mailbox(c, _address_of(address)))
+            if mailbox is None:
+                log.warning("a submission host's inbox is not there or not active", inbox=address)
+                return None
+            identity = Identity(mailbox.organization_id, mailbox.id, mailbox.address, HOST, mailbox.id)
+            if generation == self._generation:
+                self._remember(mark, identity)
+        return identity
 
     async def bearer(self, token: str, *, peer: str) -> Identity:
         """Return the identity of an API key; raises as `check` does."""

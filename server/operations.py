@@ -22,7 +22,8 @@ from server.routing import operator_fault
 from server.sender_auth import zone
 from server.sender_auth.keys import ALGORITHMS, make_key, selector_of
 from server.sender_auth.rotation import USUAL, Pace
-from storage import accounts, dkim, dmarc, events, grants, queue_view, reconcile
+from server.transport import publishing
+from storage import accounts, dkim, dmarc, events, grants, queue_view, reconcile, tls_reports
 from storage.errors import Conflict, Full, Missing
 from storage.records import Domain, Event, Grant, Mailbox, Organization
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from server.clock import Clock
+    from server.transport.publishing import Published
     from storage.store import Store
 
 SCOPES = frozenset(
@@ -63,6 +65,7 @@ class Context:
     """What an operation works on. actor: who asks, for the audit log.
 
     roles: of the daemon that is asked. report_address: whom DMARC's aggregate reports are asked for by.
+    published: what transport security publishes, None where that is not asked for.
     pace: of the rotation of DKIM keys.
     """
 
@@ -72,6 +75,7 @@ class Context:
     actor: str = "operator"
     roles: tuple[str, ...] = ()
     report_address: str = ""
+    published: Callable[[], Published] | None = None
     pace: Pace = USUAL
 
 
@@ -133,7 +137,9 @@ def domain_dns(context: Context, *, name: str) -> dict[str, Any]:
     if found is None:
         raise OperationFailed("no_such_domain", f"{domain} is no domain of this appliance")
     told = zone.records(domain, hostname=context.hostname, keys=keys, report_address=context.report_address)
-    return {"domain": domain, "records": [asdict(record) for record in told]}
+    secured = publishing.advice(domain, context.published()) if context.published is not None else []
+    records = [*map(asdict, told), *map(asdict, secured)]
+    return {"domain": domain, "records": records}
 
 
 def domain_dmarc(context: Context, *, name: str, days: int = 30, limit: int = 50) -> dict[str, Any]:
@@ -152,6 +158,30 @@ def domain_dmarc(context: Context, *, name: str, days: int = 30, limit: int = 50
             "domain": domain,
             "days": days,
             "sources": sources,
+            "reports": [{k: v for k, v in asdict(one).items() if k != "rows"} for one in reports],
+        }
+
+    result: dict[str, Any] = context.store.database.read(unit)
+    return result
+
+
+def domain_tls(context: Context, *, name: str, days: int = 30, limit: int = 50) -> dict[str, Any]:
+    """Return what others reported about TLS with a domain: results, and the newest reports."""
+    domain = _domain_name(name)
+    since = context.clock.now() - days * tls_reports.DAY
+
+    def unit(connection: Connection) -> dict[str, Any]:
+        found = accounts.find_domain(connection, name=domain)
+        if found is None:
+            raise OperationFailed("no_such_domain", f"{domain} is no domain of this appliance")
+        owner = found.organization_id
+        reports = tls_reports.reports(connection, organization_id=owner, domain=domain, limit=limit)
+        return {
+            "domain": domain,
+            "days": days,
+            "results": tls_reports.results(
+                connection, organization_id=owner, domain=domain, since=since, limit=limit
+            ),
             "reports": [{k: v for k, v in asdict(one).items() if k != "rows"} for one in reports],
         }
 
@@ -361,6 +391,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "domain-add": domain_add,
     "domain-dns": domain_dns,
     "domain-dmarc": domain_dmarc,
+    "domain-tls": domain_tls,
     "inbox-add": inbox_add,
     "key-add": key_add,
     "grant-add": grant_add,

@@ -15,10 +15,11 @@ import structlog
 from sqlalchemy import make_url
 
 from server.config import Settings, read_secret
+from server.fresh import Fresh
 from server.proxied import Proxies
 from server.single import Single
 from server.sockets import open_listeners
-from server.tls import opportunistic_context
+from server.tls import opportunistic_context, verifying_context
 from server.tree import Part, Tree
 from storage.errors import StorageError
 from storage.mirroring import Mirroring
@@ -155,6 +156,7 @@ class Parts:
         self.add("rejects", start=rejects.start, stop=rejects.stop)
         self.add("operator's inbox", start=lambda: self._look_for_operator(threads))
         dmarc_counts = self._dmarc_counts(threads)
+        fresh = Fresh(self.clock) if "delivery" in settings.server.roles else None
         intake = Intake(
             threads=threads,
             routing=routing,
@@ -175,6 +177,7 @@ class Parts:
             dmarc_counts=dmarc_counts,
             scanning=self._scanning(threads),
             client_facts=client_facts,
+            fresh=fresh,
         )
         roles = settings.server.roles
         if "delivery" in roles:
@@ -219,6 +222,7 @@ class Parts:
             timeout_seconds=dns.timeout_seconds,
             cache_entries=dns.cache_entries,
             clock=self.clock,
+            believe_ad=dns.believe_ad,
         )
 
     def _scanning(self, threads: Threads) -> Any:
@@ -259,12 +263,40 @@ class Parts:
         self.add("dmarc counts", start=counts.start, stop=counts.stop)
         return counts
 
+    def _sts_policies(self, threads: Threads, resolver: Any) -> Any:
+        if not self.settings.transport.mta_sts:
+            return None
+        from server.transport.fetching import PolicyFetcher
+        from server.transport.policies import StsPolicies
+
+        fetcher = PolicyFetcher(
+            resolver=resolver,
+            allow_private=self.settings.delivery.allow_private_addresses,
+            make_context=verifying_context,
+        )
+        policies = StsPolicies(resolver=resolver, fetcher=fetcher, threads=threads, clock=self.clock)
+        self.add("mta-sts policies", start=policies.start, stop=policies.stop)
+        return policies
+
+    def _tls_results(self, threads: Threads, resolver: Any) -> Any:
+        settings = self.settings.tls_reports
+        if not settings.sends:
+            return None
+        from server.transport.results import TlsResults
+
+        results = TlsResults(
+            threads=threads, resolver=resolver, clock=self.clock, spread_seconds=settings.spread_seconds
+        )
+        self.add("tls results", start=results.start, stop=results.stop)
+        return results
+
     def _build_delivery(
         self, threads: Threads, hub: Hub, routing: Routing, intake: Intake, resolver: Any
     ) -> None:
         from server.delivery.bounce import Bouncer
         from server.delivery.closing import Closing
         from server.delivery.complaints import Complaints
+        from server.delivery.doubts import Doubts
         from server.delivery.held import HeldExpiry
         from server.delivery.scheduler import Scheduler
 
@@ -282,6 +314,10 @@ class Parts:
             tls_context=opportunistic_context(),
             jitter=random.Random(),  # noqa: S311  spreads retries, keeps no secret
             holder=threads.store.instance,
+            fresh=intake.fresh,
+            sts=self._sts_policies(threads, resolver),
+            dane=settings.transport.dane,
+            tls_results=self._tls_results(threads, resolver),
         )
         drain = settings.server.drain_seconds
         self.add("delivery", start=scheduler.start, stop=lambda: scheduler.stop(drain))
@@ -303,6 +339,13 @@ class Parts:
         single.addService(Part("held mail", start=expiry.start, stop=expiry.stop))
         closing = Closing(threads=threads, clock=self.clock, seconds=settings.delivery.undo_seconds)
         single.addService(Part("actions", start=closing.start, stop=closing.stop))
+        doubts = Doubts(
+            threads=threads,
+            clock=self.clock,
+            seconds=settings.delivery.in_doubt_deadline_seconds,
+            unanswered=settings.delivery.in_doubt_unanswered,
+        )
+        single.addService(Part("doubts", start=doubts.start, stop=doubts.stop))
         complaints = Complaints(threads=threads, hub=hub, clock=self.clock, hostname=settings.server.hostname)
         single.addService(Part("complaints", start=complaints.start, stop=complaints.stop))
         self._add_webhooks(single, threads, hub, resolver)
@@ -334,6 +377,38 @@ class Parts:
             address=settings.report_address,
         )
         single.addService(Part("reports of others", start=reader.start, stop=reader.stop))
+        self._add_tls_reports(single, threads, hub, intake, resolver)
+
+    def _add_tls_reports(
+        self, single: Tree, threads: Threads, hub: Hub, intake: Intake, resolver: Any
+    ) -> None:
+        from server.delivery.tls_reader import TlsReader
+        from server.delivery.tls_reporter import TlsReporter
+        from server.events.posting import Poster
+
+        settings = self.settings.tls_reports
+        reporter = TlsReporter(
+            threads=threads,
+            intake=intake,
+            resolver=resolver,
+            clock=self.clock,
+            poster=Poster(
+                resolver=resolver,
+                allow_private=self.settings.delivery.allow_private_addresses,
+                timeout_seconds=self.settings.webhooks.timeout_seconds,
+            ),
+            settings=settings,
+            hostname=self.settings.server.hostname,
+        )
+        single.addService(Part("tls reports", start=reporter.start, stop=reporter.stop))
+        reader = TlsReader(
+            threads=threads,
+            hub=hub,
+            maildir=threads.store.maildir,
+            clock=self.clock,
+            address=settings.report_address,
+        )
+        single.addService(Part("tls reports of others", start=reader.start, stop=reader.stop))
 
     def _add_rotation(self, single: Tree, threads: Threads, intake: Intake, resolver: Any) -> None:
         from server.delivery.dkim_rotation import DkimRotation
@@ -415,6 +490,7 @@ class Parts:
                 mend_line_ends_of=smtp.mend_line_ends_of,
                 lmtp_networks=smtp.lmtp_networks,
                 xclient_networks=smtp.xclient_networks,
+                submission_hosts=smtp.submission_hosts,
                 spool_threshold_octets=self.settings.store.spool_threshold_octets,
                 strangers=StrangerLimits(**self.settings.protection.model_dump()),
             ),

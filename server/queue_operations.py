@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from server.arguments import WrongArguments
 from server.policy_acts import Context, note
-from storage import accounts, events, queue_acts, queue_view, undoing
+from storage import accounts, doubt, events, queue_acts, queue_view, undoing
 from storage.errors import Missing
 from storage.queue_acts import ACTS, LIMIT, Selection, Verb
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 STORY_LIMIT = 1000
+REASON_CHARACTERS = 500
 
 
 def queue_list(context: Context, *, limit: int = 50, state: str = "", domain: str = "") -> dict[str, Any]:
@@ -103,6 +104,44 @@ def queue_act(
         number = context.store.database.write(partial(_act, context, act, selection, action))
         changed += number
     return {"action": action, "verb": act.value, "changed": changed}
+
+
+def queue_doubts(context: Context, *, limit: int = 50, organization: str = "") -> dict[str, Any]:
+    """Return the deliveries in doubt that wait for a verdict, the oldest first."""
+    owner = _owner(context, organization) if organization else None
+    found = context.store.database.read(lambda c: doubt.waiting(c, organization_id=owner, limit=limit))
+    return {"deliveries": found}
+
+
+def queue_verdict(
+    context: Context, *, id: str, verdict: str, reason: str = "", organization: str = ""
+) -> dict[str, Any]:
+    """Say of a delivery in doubt whether it was sent; what evidence contradicts is refused.
+
+    organization: whose delivery alone it may be.
+    """
+    try:
+        said = doubt.Verdict(verdict.replace("-", "_"))
+    except ValueError:
+        raise WrongArguments("the verdict is sent or not-sent") from None
+    owner = _owner(context, organization) if organization else None
+
+    def unit(connection: Connection) -> tuple[str, ...]:
+        finished = doubt.decide(
+            connection,
+            delivery_id=id,
+            verdict=said,
+            actor=context.actor,
+            reason=reason[:REASON_CHARACTERS],
+            at=context.clock.now(),
+            organization_id=owner,
+        )
+        note(connection, context, owner=owner, action="queue.verdict", thing=id, verdict=said.value)
+        return finished
+
+    for message_id in context.store.database.write(unit):
+        context.store.message_path(message_id).unlink(missing_ok=True)
+    return {"delivery": id, "verdict": said.value}
 
 
 def queue_undo(context: Context, *, action: str, organization: str = "") -> dict[str, Any]:
@@ -203,6 +242,8 @@ QUEUE_OPERATIONS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "queue-show": queue_show,
     "queue-stats": queue_stats,
     "queue-act": queue_act,
+    "queue-doubts": queue_doubts,
+    "queue-verdict": queue_verdict,
     "queue-undo": queue_undo,
     "queue-actions": queue_actions,
 }

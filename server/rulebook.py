@@ -272,6 +272,7 @@ def decision_of(ruling: Ruling) -> Decision:
         pause=ruling.pause,
         reason=ruling.reason,
         require_tls=ruling.require_tls,
+        ask_in_doubt=ruling.ask_in_doubt,
         webhooks=tuple((one.rule, one.url, one.content) for one in ruling.webhooks),
     )
 
@@ -307,6 +308,7 @@ def merge(first: Decision, second: Decision) -> Decision:
         pause=second.pause or first.pause,
         reason=source.reason,
         require_tls=first.require_tls or second.require_tls,
+        ask_in_doubt=first.ask_in_doubt or second.ask_in_doubt,
         webhooks=tuple(dict.fromkeys((*first.webhooks, *second.webhooks))),
     )
 

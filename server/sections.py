@@ -32,6 +32,7 @@ from server.settings_kinds import (
     Section,
     directory,
     mail_address,
+    network,
     next_hop,
     server_address,
 )
@@ -198,6 +199,19 @@ class Smtp(Section):
         "on listen_mx and listen_lmtp. Whoever may, can pass for anybody.",
         allowed="a list of networks such as 192.0.2.0/24 or 2001:db8::/64",
     )
+    submission_hosts: Annotated[
+        dict[
+            Annotated[str, AfterValidator(network)],
+            Annotated[str, AfterValidator(mail_address), Field(min_length=3)],
+        ],
+        Field(max_length=1000),
+    ] = setting(
+        {},
+        'Hosts of this house that cannot log in, as a table: "192.0.2.7" = "shop@example.com". A client '
+        "from that address or network submits as that inbox, on the submission listeners, without AUTH and "
+        "without TLS; the narrowest network that fits counts. Name only what nobody else can send from.",
+        allowed="a table of network = address of an inbox",
+    )
     max_message_octets: int = setting(
         50 * MEBI, "Largest message, announced by SIZE.", at_least=64 * 1024, at_most=1024 * MEBI
     )
@@ -330,6 +344,12 @@ class Dns(Section):
     cache_entries: int = setting(
         50_000, "Answers kept in memory.", unit="answers", at_least=100, at_most=10_000_000
     )
+    believe_ad: Literal["loopback", "any", "never"] = setting(
+        "loopback",
+        "Whose word counts that DNSSEC proves an answer (the AD bit), which DANE and REQUIRETLS need: that "
+        "of resolvers on this machine; of any, where the way to them is safe; or of none. The resolver must "
+        "validate, as unbound does.",
+    )
 
 
 class Authentication(Section):
@@ -457,6 +477,21 @@ class Delivery(Section):
         "How long delivery is tried for all other messages; RFC 5321 4.5.4.1 asks for 4 to 5 days.",
         at_least=60,
         at_most=30 * DAY,
+    )
+    in_doubt: Literal["retry", "ask"] = setting(
+        "retry",
+        "What becomes of a message of which it is not known whether the next server has it: the connection "
+        "broke after all of it was sent, or this server stopped while it was being sent. retry sends it "
+        "again, with the same Message-ID, as RFC 5321 asks; it may come twice. ask holds it until somebody "
+        "says what is true (`mailagents queue verdict`). Rules can ask for single messages (ask_in_doubt).",
+    )
+    in_doubt_deadline_seconds: int = setting(
+        DAY, "How long such a message waits for that word. 0: for ever.", at_least=0, at_most=30 * DAY
+    )
+    in_doubt_unanswered: Literal["bounce", "retry", "sent"] = setting(
+        "bounce",
+        "What becomes of it then: returned to its sender, who is told that it may have arrived; sent again; "
+        "or taken for sent.",
     )
     held_expiry_seconds: int = setting(
         30 * DAY,

@@ -51,7 +51,8 @@ def next_hop(text: str) -> str:
     return text
 
 
-def _network(text: str) -> str:
+def network(text: str) -> str:
+    """Return a network, or an address as one."""
     ip_network(text)
     return text
 
@@ -78,7 +79,7 @@ NEXT_HOP = "mx, smtp:HOST:PORT, lmtp:HOST:PORT, capture or refuse"
 Directory = Annotated[Path, Field(strict=False), AfterValidator(_absolute)]
 SecretFile = Annotated[str, AfterValidator(_reference)]
 Listener = Annotated[str, AfterValidator(_listen)]
-Network = Annotated[str, AfterValidator(_network)]
+Network = Annotated[str, AfterValidator(network)]
 Networks = Annotated[tuple[Network, ...], Field(strict=False, max_length=256)]
 Listeners = Annotated[tuple[Listener, ...], Field(strict=False, max_length=32)]
 

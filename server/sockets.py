@@ -14,7 +14,7 @@ import os
 import shutil
 import socket
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from server.listen import Listen, ListenKind, parse_listen
@@ -106,6 +106,22 @@ class Networks:
         except ValueError:
             return False
         return any(parsed in network for network in self._networks)
+
+
+class Assigned:
+    """What is assigned to networks of clients, the narrowest first; raises ValueError for no network."""
+
+    def __init__(self, assigned: Mapping[str, str]) -> None:
+        read = [(ipaddress.ip_network(text, strict=False), value) for text, value in assigned.items()]
+        self._assigned = sorted(read, key=lambda one: one[0].prefixlen, reverse=True)
+
+    def find(self, address: str) -> str:
+        """Return what is assigned to an IP address, '' for nothing."""
+        try:
+            parsed = ipaddress.ip_address(plain_address(address))
+        except ValueError:
+            return ""
+        return next((value for network, value in self._assigned if parsed in network), "")
 
 
 def network_of(address: str) -> str:

@@ -15,6 +15,7 @@ import ssl
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -29,6 +30,7 @@ CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 FILE_NAMES = (("fullchain.pem", "privkey.pem"), ("certificate.pem", "key.pem"))
 TICKET_KEY_SECONDS = 24 * 3600
 DOMAINS_LIMIT = 2000  # certificates: 20 KiB of memory and a millisecond each
+_DER = 2  # _ssl.ENCODING_DER
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
@@ -205,6 +207,15 @@ def _server_context(certificate_file: Path, key_file: Path, minimum: ssl.TLSVers
     return context
 
 
+def read_leaf(certificate_file: Path) -> bytes:
+    """Return the first certificate of a PEM file in DER; raises CertificateError."""
+    try:
+        certificate = x509.load_pem_x509_certificate(certificate_file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CertificateError(f"{certificate_file}: {error}") from None
+    return certificate.public_bytes(serialization.Encoding.DER)
+
+
 def opportunistic_context() -> ssl.SSLContext:
     """Return the client context of opportunistic TLS: encrypts, does not authenticate (RFC 7435)."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -221,7 +232,22 @@ def verifying_context(trusted_file: Path | None = None) -> ssl.SSLContext:
     """
     context = ssl.create_default_context(cafile=str(trusted_file) if trusted_file else None)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # RFC 9525 6.4: a common name says nothing about who a server is.
+    context.hostname_checks_common_name = False
     return context
+
+
+def peer_chain(connection: Any) -> list[bytes]:
+    """Return the certificates that a peer showed, its own first, in DER and unverified; [] without any.
+
+    Python has a public name for them from 3.13 on; OpenSSL's chain is reached the same way before.
+    """
+    public = getattr(connection, "get_unverified_chain", None)
+    if public is not None:
+        return [bytes(one) for one in public()]
+    inner = getattr(connection, "_sslobj", None)
+    found = inner.get_unverified_chain() if inner is not None else None
+    return [one.public_bytes(_DER) for one in found or ()]
 
 
 def make_self_signed(directory: Path, *, names: list[str], days: int = 825) -> tuple[Path, Path]:

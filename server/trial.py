@@ -175,6 +175,7 @@ def told(decision: Decision) -> str:
     parts += [f"forward to {address}" for address in decision.forwards]
     parts += [f"priority {decision.priority}"] * bool(decision.priority)
     parts += ["TLS required onward"] * decision.require_tls
+    parts += ["not sent again in doubt"] * decision.ask_in_doubt
     parts += [f"webhook to {url}" for _, url, _ in decision.webhooks]
     return "; ".join(parts)
 

@@ -71,6 +71,8 @@ def envelope_text(envelope: Envelope) -> str:
         fields["hold_until"] = envelope.hold_until
     if envelope.tls_only:
         fields["tls_only"] = True
+    if envelope.ask_in_doubt:
+        fields["ask_in_doubt"] = True
     return _encode(fields)
 
 

@@ -38,7 +38,12 @@ def expire(connection: Connection, *, before: int, answer: Answer, at: int) -> A
     query = (
         select(table, messages.c.source)
         .join(messages, messages.c.id == table.c.message_id)
-        .where(table.c.state == DeliveryState.HELD.value, table.c.updated_at < before)
+        # What is in doubt has a deadline of its own (storage.doubt).
+        .where(
+            table.c.state == DeliveryState.HELD.value,
+            table.c.updated_at < before,
+            table.c.begun_at.is_(None),
+        )
         .order_by(table.c.updated_at)
         .limit(LIMIT)
         .with_for_update(of=table, skip_locked=True)

@@ -79,6 +79,7 @@ SUCCESS = "message.succeeded"
 NOTICED = (*FAILURES, "message.delayed", SUCCESS)
 OPEN_STATES = tuple(sorted(state.value for state in DeliveryState if state not in FINAL_STATES))
 IN_DOUBT = "the process ended while the message was being sent: it may have arrived"
+WAITS_FOR_VERDICT = "it may have been sent, and waits for a person's word (sent, not sent)"
 INTERRUPTED = "the process ended before the message was sent"
 
 _KINDS = {
@@ -155,7 +156,7 @@ _MESSAGES = select(messages.c.id, messages.c.envelope, messages.c.octets, messag
     messages.c.id.in_(bindparam("ids", expanding=True))
 )
 _HELD_BY = (
-    select(deliveries.c.id, deliveries.c.lease, deliveries.c.tries, deliveries.c.created_at)
+    select(deliveries.c.id, deliveries.c.lease, deliveries.c.tries, deliveries.c.begun_at)
     .where(
         deliveries.c.id.in_(bindparam("ids", expanding=True)),
         deliveries.c.state == DeliveryState.ACTIVE.value,
@@ -183,7 +184,7 @@ _SETTLE = (
         next_attempt_at=bindparam("due"),
         lease=None,
         lease_until=None,
-        begun_at=None,
+        begun_at=bindparam("begun"),
         last_outcome=bindparam("outcome"),
         updated_at=bindparam("at"),
     )
@@ -338,7 +339,7 @@ def settle(
     fine = {item.delivery.id for item in good}
     stale = tuple(item.delivery.id for item in settlements if item.delivery.id not in fine)
     if good:
-        connection.execute(_SETTLE, [_settle_values(item, at) for item in good])
+        connection.execute(_SETTLE, [_settle_values(item, held[item.delivery.id], at) for item in good])
         made = [_event(item, held[item.delivery.id].tries, at) for item in good]
         made += _delays(connection, good, at, delay_notice_after)
         made += [_success(item, at) for item in good if _owes_success(item)]
@@ -371,10 +372,13 @@ def _holds(row: Found | None, delivery: Delivery) -> bool:
     return row is not None and row.lease == delivery.lease
 
 
-def _settle_values(item: Settlement, at: int) -> dict[str, object]:
+def _settle_values(item: Settlement, row: Found, at: int) -> dict[str, object]:
     state = item.outcome.state
     assert (state is DeliveryState.DEFERRED) == (item.next_attempt_at is not None)
+    asks = item.in_doubt and state is DeliveryState.HELD
     return {
+        # What is held with this waits for a verdict (storage.doubt).
+        "begun": (row.begun_at or at) if asks else None,
         "delivery_id": item.delivery.id,
         "new_state": state.value,
         "due": item.next_attempt_at,
@@ -396,7 +400,8 @@ def _event(item: Settlement, attempt: int, at: int) -> Event:
     if item.in_doubt:
         data["in_doubt"] = True
     if item.outcome.state is DeliveryState.HELD:
-        data |= {"actor": "delivery", "cause": "it failed, and nobody may be told"}
+        cause = WAITS_FOR_VERDICT if item.in_doubt else "it failed, and nobody may be told"
+        data |= {"actor": "delivery", "cause": cause}
     return _about(delivery, _KINDS[item.outcome.state], at, data)
 
 
@@ -475,11 +480,18 @@ def token(holder: str) -> str:
 
 
 def reclaim(
-    connection: Connection, *, now: int, before: int | None, holder: str | None = None, limit: int = 1000
+    connection: Connection,
+    *,
+    now: int,
+    before: int | None,
+    holder: str | None = None,
+    ask: bool = False,
+    limit: int = 1000,
 ) -> int:
     """Make deliveries due whose lease ended before a time; the number done, `limit` at most.
 
-    One whose transmission had begun is in doubt: it is tried again, and its event says so.
+    One whose transmission had begun is in doubt: it is tried again, and its event says so; or, with ask
+    or where policy asked for that, it is held until somebody says whether it was sent (storage.doubt).
     before: now in the ordinary case; None for all, where the holders are known to be dead.
     holder: of leases of this instance alone.
     """
@@ -496,42 +508,63 @@ def reclaim(
     rows = connection.execute(query).all()
     if not rows:
         return 0
-    connection.execute(_SETTLE, [_reclaim_values(row, now) for row in rows])
-    events.append(connection, [_reclaim_event(row, now) for row in rows])
+    asked = _asked(connection, rows, ask=ask)
+    found = [(row, _interruption(row, asks=row.id in asked)) for row in rows]
+    connection.execute(_SETTLE, [_reclaim_values(row, outcome, now) for row, outcome in found])
+    events.append(connection, [_reclaim_event(row, outcome, now) for row, outcome in found])
     publish(connection, Notice("queue", "", now))
     return len(rows)
 
 
-def _reclaim_values(row: Found, now: int) -> dict[str, object]:
-    outcome = _interruption(row)
+def _asked(connection: Connection, rows: Sequence[Found], *, ask: bool) -> set[str]:
+    """Return those in doubt that wait for a person's word."""
+    begun = [row for row in rows if row.begun_at is not None]
+    if ask or not begun:
+        return {row.id for row in begun}
+    wanted = sorted({row.message_id for row in begun})
+    cautious = {
+        row.id
+        for row in connection.execute(_MESSAGES, {"ids": wanted})
+        if read_envelope(row.envelope).ask_in_doubt
+    }
+    return {row.id for row in begun if row.message_id in cautious}
+
+
+def _reclaim_values(row: Found, outcome: Outcome, now: int) -> dict[str, object]:
+    is_held = outcome.state is DeliveryState.HELD
     return {
         "delivery_id": row.id,
         "new_state": outcome.state.value,
-        "due": now,
+        "due": None if is_held else now,
+        "begun": row.begun_at if is_held else None,
         "outcome": json.dumps(outcome_facts(outcome), separators=(",", ":")),
         "at": now,
     }
 
 
-def _interruption(row: Found) -> Outcome:
+def _interruption(row: Found, *, asks: bool) -> Outcome:
     if row.begun_at is None:
         return Outcome(DeliveryState.DEFERRED, text=INTERRUPTED)
-    return Outcome(DeliveryState.DEFERRED, text=IN_DOUBT, phase="final")
+    state = DeliveryState.HELD if asks else DeliveryState.DEFERRED
+    return Outcome(state, text=IN_DOUBT, phase="final")
 
 
-def _reclaim_event(row: Found, now: int) -> Event:
+def _reclaim_event(row: Found, outcome: Outcome, now: int) -> Event:
     data: dict[str, object] = {
         "recipient": row.recipient,
         "domain": row.domain,
         "attempt": row.tries,
-        **outcome_facts(_interruption(row)),
-        "next_attempt_at": now,
+        **outcome_facts(outcome),
     }
     if row.begun_at is not None:
         data |= {"in_doubt": True, "begun_at": row.begun_at}
+    if outcome.state is DeliveryState.HELD:
+        data |= {"actor": "delivery", "cause": WAITS_FOR_VERDICT}
+    else:
+        data["next_attempt_at"] = now
     return Event(
         id=ids.new("evt"),
-        kind="message.deferred",
+        kind=_KINDS[outcome.state],
         at=now,
         organization_id=row.organization_id,
         message_id=row.message_id,

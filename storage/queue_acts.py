@@ -150,6 +150,9 @@ def _matching(query: Select[Any], selection: Selection, verb: Verb, at: int) -> 
     for column, value in wanted.items():
         if value is not None:
             query = query.where(column == value)
+    if verb is Verb.RELEASE:
+        # What is in doubt goes on by a verdict alone: released among others it would be sent twice.
+        query = query.where(table.c.begun_at.is_(None))
     # What is due already is not asked to be.
     return query.where(table.c.next_attempt_at > at) if verb is Verb.RETRY else query
 

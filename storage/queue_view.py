@@ -27,7 +27,7 @@ def outcome_facts(outcome: Outcome) -> dict[str, object]:
     facts["state"] = outcome.state.value
     is_delivered = outcome.state is DeliveryState.DELIVERED
     facts["handover"] = outcome.handover.value if is_delivered else ""
-    return {name: value for name, value in facts.items() if value not in (None, "", 0)}
+    return {name: value for name, value in facts.items() if value not in (None, "", 0, ())}
 
 
 def counts(connection: Connection, *, organization_id: str | None = None) -> dict[str, int]:

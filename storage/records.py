@@ -51,6 +51,7 @@ class Envelope:
     ret: FULL or HDRS or None; envid: as given, undecoded (RFC 3461 4.3, 4.4).
     hold_until: when delivery may begin, in microseconds (RFC 4865), None for at once.
     require_tls: RFC 8689, by the sender. tls_only: by policy, so that a host need not know that RFC.
+    ask_in_doubt: by policy, what may have been sent is not sent again without a person's word.
     """
 
     reverse_path: str | None
@@ -62,6 +63,7 @@ class Envelope:
     require_tls: bool = False
     hold_until: int | None = None
     tls_only: bool = False
+    ask_in_doubt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,8 @@ class Decision:
     redirect: address that takes the recipients' place, or None. copies, forwards: inboxes
     and addresses that get it too. priority: the queue's. pause: 'identity' or 'organization',
     which may send no more, '' for none. reason: 'reputation' where nothing but that speaks against it.
-    require_tls: the queue delivers under TLS alone. webhooks: (rule, URL, whether the message goes with it).
+    require_tls: the queue delivers under TLS alone. ask_in_doubt: and sends nothing twice unasked.
+    webhooks: (rule, URL, whether the message goes with it).
     """
 
     action: Action = Action.ACCEPT
@@ -147,6 +150,7 @@ class Decision:
     pause: str = ""
     reason: str = ""
     require_tls: bool = False
+    ask_in_doubt: bool = False
     webhooks: tuple[tuple[str, str, bool], ...] = ()
 
 
@@ -401,7 +405,8 @@ class Outcome:
     state: DELIVERED, DEFERRED, BOUNCED, EXPIRED or SUPPRESSED. code and enhanced: the reply's, 0 and '' where
     the fault was before any reply. phase: where it ended ('dns', 'connect', 'tls', 'ehlo',
     'mail', 'rcpt', 'data', 'final', 'policy'). duration: microseconds. handover: means something for
-    DELIVERED alone.
+    DELIVERED alone. tls_policy, tls_reason: what TLS was held to, and why. passed_over: hosts tried
+    before, with what was wrong.
     """
 
     state: DeliveryState
@@ -415,6 +420,9 @@ class Outcome:
     tls_cipher: str | None = None
     duration: int = 0
     handover: Handover = Handover.RELAYED
+    tls_policy: str = ""
+    tls_reason: str = ""
+    passed_over: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

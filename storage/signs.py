@@ -245,8 +245,9 @@ class Sent:
 
 def about(connection: Connection, *, acts: Sequence[Due]) -> list[Received | Sent | None]:
     """Return for each act what is known of its message, None where there is nothing to learn from it."""
+    letters = sent(connection, message_ids=[act.message_id for act in acts if act.mailbox_id is None])
     return [
-        sent(connection, message_id=act.message_id)
+        letters.get(act.message_id)
         if act.mailbox_id is None
         else received(connection, mailbox_id=act.mailbox_id, message_id=act.message_id)
         for act in acts
@@ -267,25 +268,36 @@ def received(connection: Connection, *, mailbox_id: str, message_id: str) -> Rec
     return Received(read_verdicts(rows[0][0]), read_peer(rows[0][1]).address, places)
 
 
-def sent(connection: Connection, *, message_id: str) -> Sent | None:
-    """Return whose inbox sent a message, and to whom; None where it is no inbox's."""
-    columns = schema.messages.c
-    query = select(columns.organization_id, columns.reverse_path, columns.envelope, columns.peer)
-    row = connection.execute(query.where(columns.id == message_id)).first()
-    if row is None:
-        return None
-    login = read_peer(row.peer).identity or ""
+def sent(connection: Connection, *, message_ids: Sequence[str]) -> dict[str, Sent]:
+    """Return whose inbox sent each message, and to whom; without those that are no inbox's."""
+    if not message_ids:
+        return {}
+    chosen = members(connection, "text")
+    text = f"SELECT id, organization_id, reverse_path, envelope, peer FROM messages WHERE id IN {chosen}"  # noqa: S608 - ours
+    rows = run(connection, text, (pack(connection, message_ids),)).fetchall()
+    boxes: dict[tuple[str, str, str], str | None] = {}
+    found: dict[str, Sent] = {}
+    for message_id, owner, reverse_path, envelope, peer in rows:
+        submitter = (read_peer(peer).identity or "", owner, (reverse_path or "").lower())
+        if submitter not in boxes:
+            boxes[submitter] = _inbox_of(connection, *submitter)
+        mailbox_id = boxes[submitter]
+        if mailbox_id is not None:
+            found[message_id] = Sent(
+                mailbox_id, tuple(one.address for one in read_envelope(envelope).recipients)
+            )
+    return found
+
+
+def _inbox_of(connection: Connection, login: str, owner: str, reverse_path: str) -> str | None:
+    """Return the inbox of a login of an organization, or of the address that it sent from."""
     text = (
         "SELECT mailbox_id FROM credentials WHERE id = ? AND organization_id = ? UNION ALL "
         "SELECT mailbox_id FROM api_keys WHERE id = ? AND organization_id = ? AND mailbox_id IS NOT NULL "
         "UNION ALL SELECT id FROM mailboxes WHERE address = ? AND organization_id = ?"
     )
-    owner = row.organization_id
-    values = (login, owner, login, owner, (row.reverse_path or "").lower(), owner)
-    found = run(connection, text, values).fetchone()
-    if found is None:
-        return None
-    return Sent(found[0], tuple(one.address for one in read_envelope(row.envelope).recipients))
+    row = run(connection, text, (login, owner, login, owner, reverse_path, owner)).fetchone()
+    return None if row is None else row[0]
 
 
 def with_owners(connection: Connection, found: Sequence[Sign]) -> list[tuple[Sign, str]]:

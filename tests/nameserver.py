@@ -30,7 +30,8 @@ class Nameserver:
 
     A TXT value is its plain text, or presentation form where it begins with a quote.
     '*.example.com' is a wildcard. servfail, nxdomain, silent: names to fail in that way;
-    authenticated: sets AD; truncated: names whose UDP answers are cut; asked: what came.
+    authenticated: sets AD, but for the names in insecure; truncated: names whose UDP answers are cut;
+    asked: what came.
     """
 
     def __init__(self, zone: Zone, *, ttl: int = 60, negative_ttl: int = 30) -> None:
@@ -42,6 +43,7 @@ class Nameserver:
         self.silent: set[str] = set()
         self.truncated: set[str] = set()
         self.authenticated = False
+        self.insecure: set[str] = set()
         self.asked: list[tuple[str, str, str]] = []  # name, type, transport
         self.port = 0
         self._udp: asyncio.DatagramTransport | None = None
@@ -115,11 +117,13 @@ class Nameserver:
     def _fill(
         self, response: dns.message.Message, name: dns.name.Name, rdtype: dns.rdatatype.RdataType
     ) -> None:
+        seen: set[str] = set()
         if self.authenticated:
             response.flags |= dns.flags.AD
-        seen: set[str] = set()
         while True:
             text = name.to_text(omit_final_dot=True).lower()
+            if text in self.insecure:
+                response.flags &= ~dns.flags.AD
             if text in self.servfail or text in seen or len(seen) > MAX_CHAIN:
                 response.answer.clear()
                 response.set_rcode(dns.rcode.SERVFAIL)

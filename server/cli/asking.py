@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import getpass
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from server.cli.output import Unreachable
@@ -42,6 +43,7 @@ def _on_store(settings: Settings, operation: str, arguments: Mapping[str, Any]) 
     from server.operations import Context, perform
     from server.parts import open_store
     from server.sender_auth.rotation import pace_of
+    from server.transport.publishing import read_published
     from storage.errors import StorageError
 
     try:
@@ -55,6 +57,7 @@ def _on_store(settings: Settings, operation: str, arguments: Mapping[str, Any]) 
             settings.server.hostname,
             actor=f"cli:{getpass.getuser()}",
             report_address=settings.dmarc.report_address,
+            published=partial(read_published, settings),
             pace=pace_of(settings.dkim),
         )
         return perform(context, operation, arguments)

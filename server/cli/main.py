@@ -151,6 +151,20 @@ def domain_dmarc(
     show(result, as_json=as_json, how=output.dmarc)
 
 
+@domain_app.command("tls")
+def domain_tls(
+    name: str,
+    days: Annotated[int, typer.Option(min=1, max=3660, help="How far back results are added up.")] = 30,
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how TLS with a domain went, as other servers' reports tell."""
+    arguments = {"name": name, "days": days, "limit": limit}
+    result = perform(config, "domain-tls", arguments, as_json=as_json)
+    show(result, as_json=as_json, how=output.tls)
+
+
 @inbox_app.command("add")
 def inbox_add(
     address: str,

@@ -91,6 +91,30 @@ def dmarc(result: Mapping[str, Any]) -> None:
     )
 
 
+def tls(result: Mapping[str, Any]) -> None:
+    """Print the results that TLS reports tell of, and the reports."""
+    if not result["reports"]:
+        console().print(Text(f"no TLS report about {plain(result['domain'])} has come"))
+        return
+    print_table(
+        ("policy", "result", "host", "sessions"),
+        [(row["policy"], row["result"], row["host"], row["sessions"]) for row in result["results"]],
+    )
+    print_table(
+        ("from", "reporter", "good", "failed", "report"),
+        [
+            (
+                moment(row["begin_at"])[:16],
+                row["reporter"],
+                row["successes"],
+                row["failures"],
+                row["report_id"],
+            )
+            for row in result["reports"]
+        ],
+    )
+
+
 def print_table(titles: Iterable[str], rows: Sequence[Iterable[object]]) -> None:
     """Print rows under their titles, nothing where there are none."""
     if not rows:
@@ -188,6 +212,15 @@ def queue_actions(result: Mapping[str, Any]) -> None:
         print(f"  by {row['actor']}")
 
 
+def queue_doubts(result: Mapping[str, Any]) -> None:
+    """Print what waits for a verdict."""
+    if not result["deliveries"]:
+        print("nothing is in doubt")
+    for row in result["deliveries"]:
+        print(f"{row['id']}  {plain(row['recipient'])}  attempt {row['tries']}")
+        print(f"  begun {moment(row['begun_at'])[:19]}, message {row['message_id']}")
+
+
 def explanation(result: Mapping[str, Any]) -> None:
     """Print a message's facts, its timeline and its deliveries."""
     message = result["message"]
@@ -198,6 +231,29 @@ def explanation(result: Mapping[str, Any]) -> None:
     }
     facts(shown)
     timeline(result["timeline"])
+    protection(result["timeline"])
+
+
+def protection(steps: Iterable[Mapping[str, Any]]) -> None:
+    """Print which policy the TLS of each attempt was held to, and why."""
+    attempts = [step["data"] for step in steps if step["data"].get("tls_policy")]
+    if not attempts:
+        return
+    print()
+    print_table(
+        ("attempt", "to", "host", "policy", "TLS", "why"),
+        [
+            (
+                data.get("attempt", ""),
+                data.get("recipient", ""),
+                data.get("host", ""),
+                data["tls_policy"],
+                data.get("tls_version", "none"),
+                data.get("tls_reason", ""),
+            )
+            for data in attempts
+        ],
+    )
 
 
 def timeline(steps: Iterable[Mapping[str, Any]]) -> None:
@@ -231,11 +287,15 @@ def words(kind: str, data: Mapping[str, Any]) -> str:
     else:
         parts = [take("recipient", "to {}"), take("code"), take("enhanced"), take("text", '"{}"')]
         parts += [take("host", "by {}"), take("address", "at {}"), take("tls_version", "over {}")]
+        parts += [take("tls_policy", "(policy {})")]
         parts += [take("attempt", "attempt {}"), take("next_attempt_at") and _next(data)]
         if "duration" in data:
             used.add("duration")
             parts.append(f"in {int(data['duration']) / 1000:.0f} ms")
-        used |= {"state", "phase", "domain", "tls_cipher"}
+        used |= {"state", "phase", "domain", "tls_cipher", "tls_reason", "passed_over"}
+        told = [f"TLS: {plain(data['tls_reason'])}"] if data.get("tls_reason") else []
+        told += [f"passed over {plain(one)}" for one in data.get("passed_over") or ()]
+        parts = ["; ".join([" ".join(part for part in parts if part), *told])]
     rest = [f"{name}: {_flat(value)}" for name, value in data.items() if name not in used and value]
     return "; ".join([" ".join(part for part in parts if part), *rest])
 

@@ -89,6 +89,31 @@ for _verb, _help in VERBS.items():
     app.command(_verb, help=_help)(_command(_verb))
 
 
+@app.command("doubts")
+def doubts(
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what may have been sent and waits for a verdict."""
+    result = perform(config, "queue-doubts", {"limit": limit}, as_json=as_json)
+    show(result, as_json=as_json, how=output.queue_doubts)
+
+
+@app.command("verdict")
+def verdict(
+    delivery: Annotated[str, typer.Argument(help="Id of a delivery in doubt.")],
+    said: Annotated[str, typer.Argument(metavar="sent|not-sent", help="What is true of it.")],
+    reason: Annotated[str, typer.Option(help="How you know; kept with the event.")] = "",
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say whether a delivery in doubt was sent: sent ends it, not-sent tries it again at once."""
+    arguments = {"id": delivery, "verdict": said, "reason": reason}
+    result = perform(config, "queue-verdict", arguments, as_json=as_json)
+    show(result, as_json=as_json, how=output.facts)
+
+
 @app.command("undo")
 def undo(action: str, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Take an action back, by the id that it printed, as far as no delivery has gone on since."""

@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING
 from server.delivery import outcome
 from server.delivery.exchangers import Exchanger, Exchangers, Unroutable, in_order
 from server.delivery.outcome import Hop
+from server.delivery.protection import CONFIGURED, relaxed, required
 from server.delivery.route import Route, fixed
-from server.smtp.client import ConnectFailed, Endpoint
+from server.smtp.client import NO_STARTTLS, ConnectFailed, Endpoint
 from server.smtp.client_machine import NO_REQUIRETLS, Answer, Dialect, Transaction
 from server.smtp.client_reply import Reply
+from server.transport.results import Session
+from server.transport.security import Applied, Fault, PolicyType, Reported, ResultType
 from storage.records import Handover
 
 if TYPE_CHECKING:
@@ -27,8 +30,10 @@ if TYPE_CHECKING:
     from server.delivery.forwarding import Forwarding
     from server.delivery.letter import Letter
     from server.delivery.pool import Pool, Taken
+    from server.delivery.protection import Protection
     from server.smtp.client import Client
     from server.threads import Threads
+    from server.transport.results import TlsResults
     from storage.records import Delivery, Outcome, Recipient
 
 # RFC 5321 4.5.3.1.8: every server takes 100 recipients.
@@ -37,6 +42,14 @@ RECIPIENTS_LIMIT = 100
 CONNECTS_LIMIT = 5
 HOSTS_SECONDS = 30.0
 HOSTS_LIMIT = 5000
+PASSED_LIMIT = 5
+NOT_TRUSTED = "4.7.5"  # RFC 3463 3.8: cryptographic failure
+REASON_LIMIT = 300
+# What a message that requires TLS bounces for (RFC 8689 4.2.1); anything else may pass by itself.
+FINAL_FAULTS = frozenset(
+    {ResultType.HOST_MISMATCH, ResultType.EXPIRED, ResultType.NOT_TRUSTED, ResultType.NO_STARTTLS}
+)
+POLICY_FAULTS = frozenset({ResultType.STS_FETCH, ResultType.STS_INVALID, ResultType.STS_WEBPKI})
 
 Begin = Callable[[Sequence["Delivery"]], Awaitable[None]]
 Outcomes = dict[str, "Outcome"]
@@ -79,6 +92,8 @@ class Transmitter:
         hostname: str,
         dice: random.Random,
         forwarding: Forwarding | None = None,
+        protection: Protection | None = None,
+        results: TlsResults | None = None,
     ) -> None:
         self._pool = pool
         self._exchangers = exchangers
@@ -87,6 +102,8 @@ class Transmitter:
         self._hostname = hostname.lower()
         self._dice = dice
         self._forwarding = forwarding
+        self._protection = protection
+        self._results = results
         self._hosts: dict[str, tuple[float, tuple[Exchanger, ...]]] = {}
 
     async def send(self, group: Group, letter: Letter, *, begin: Begin) -> Outcomes:
@@ -114,16 +131,18 @@ class Transmitter:
 
         A connection that died while idle is replaced once by a new one.
         """
-        taken = await self._connection(group)
-        answered = await self._carry(taken, letter, deliveries, begin)
-        if taken.reused and all(_died_idle(one.answer) for one in answered):
-            taken = await self._fresh(group)
-            answered = await self._carry(taken, letter, deliveries, begin)
+        exchangers = await self._in_order(group, letter)
+        way = await self._connection(group, exchangers)
+        answered = await self._carry(way, letter, deliveries, begin)
+        if way.taken.reused and all(_died_idle(one.answer) for one in answered):
+            way = await self._open(group, exchangers)
+            answered = await self._carry(way, letter, deliveries, begin)
         return answered
 
     async def _carry(
-        self, taken: Taken, letter: Letter, deliveries: Sequence[Delivery], begin: Begin
+        self, way: _Way, letter: Letter, deliveries: Sequence[Delivery], begin: Begin
     ) -> list[_Answered]:
+        taken = way.taken
         client = taken.client
         # One domain's recipients alone go together: RCPTDOMAINMAX, one at least, is kept anyway.
         deliveries = deliveries[: client.extensions.limit("RCPTMAX")]
@@ -133,6 +152,9 @@ class Transmitter:
             client.tls_version,
             client.tls_cipher,
             handover=_handover(client),
+            tls_policy=way.applied.name,
+            tls_reason=_reason(way),
+            passed_over=way.passed_over,
         )
 
         reverse_path = deliveries[0].envelope.reverse_path
@@ -160,73 +182,130 @@ class Transmitter:
             for delivery, answer in zip(deliveries, answers, strict=True)
         ]
 
-    async def _connection(self, group: Group) -> Taken:
+    async def _connection(self, group: Group, exchangers: Sequence[Exchanger]) -> _Way:
         """Return a connection, an idle one to the best hosts before a new one; raises Unroutable."""
-        exchangers = await self._in_order(group)
         best = exchangers[0].preference
         for exchanger in exchangers:
-            for place in exchanger.endpoints if exchanger.preference == best else ():
+            if exchanger.preference != best or exchanger.obstacle is not None:
+                continue
+            for place in exchanger.endpoints:
                 taken = self._pool.take(place)
                 if taken is None:
                     continue
                 if _obstacle(group, taken.client) is None:
-                    return taken
+                    return _Way(taken, exchanger.applied)
                 taken.client.quit()
         return await self._open(group, exchangers)
 
-    async def _fresh(self, group: Group) -> Taken:
-        return await self._open(group, await self._in_order(group))
-
-    async def _in_order(self, group: Group) -> list[Exchanger]:
+    async def _in_order(self, group: Group, letter: Letter) -> list[Exchanger]:
         exchangers = in_order(await self._find(group), self._dice)
         if not group.verified:
-            return exchangers
+            # RFC 8689 5: what the sender says of the way comes before what the recipient's domain asks.
+            return [relaxed(one) for one in exchangers] if letter.tls_optional else exchangers
         if not group.require_tls:
             # Policy asks for a certificate of the name that the MX record gives, proved or not.
-            return [_verified(one) for one in exchangers]
+            return [required(one, by="a rule asks for TLS") for one in exchangers]
         # RFC 8689 4.2.1: the host's name is proved before its certificate says anything.
-        proved = [_verified(one) for one in exchangers if one.authenticated]
-        if not proved:
-            text = f"the message requires TLS, and no DNSSEC protects the MX records of {group.domain}"
-            raise Unroutable(outcome.bounced("dns", 550, "5.7.30", text))
-        return proved
+        proved = [
+            required(one, by="the message requires TLS")
+            for one in exchangers
+            if one.authenticated or one.is_named
+        ]
+        if proved:
+            return proved
+        text = "the message requires TLS, and neither DNSSEC nor MTA-STS says whose the MX hosts of"
+        if any(one.is_unknown for one in exchangers):
+            text = f"{text} {group.domain} are; its policy cannot be had now"
+            raise Unroutable(outcome.deferred("policy", text, enhanced="4.7.30"))
+        raise Unroutable(outcome.bounced("dns", 550, "5.7.30", f"{text} {group.domain} are"))
 
-    async def _open(self, group: Group, exchangers: Sequence[Exchanger]) -> Taken:
-        places = [place for exchanger in exchangers for place in exchanger.endpoints]
-        last: tuple[Endpoint, Answer] | None = None
+    async def _open(self, group: Group, exchangers: Sequence[Exchanger]) -> _Way:
+        last: tuple[Hop, Answer] | None = None
+        passed_over: list[str] = []
         connects = 0
-        for place in places:
-            known = self._pool.dead.find(place)
-            if known is not None:
-                last = last or (place, known)
+        enhanced = ""
+        for exchanger in exchangers:
+            self._note_faults(group, exchanger)
+            if exchanger.obstacle is not None:
+                last = (_forbidden(exchanger), Answer("policy", None, exchanger.obstacle.text))
+                passed_over.append(_passed(exchanger.host, "", exchanger.obstacle.text))
+                enhanced = NOT_TRUSTED
                 continue
-            if connects >= CONNECTS_LIMIT:
-                break
-            connects += 1
-            try:
-                taken = await self._pool.open(place)
-            except ConnectFailed as failure:
-                last = (place, _unverified(failure.answer) if place.verified else failure.answer)
-                continue
-            obstacle = _obstacle(group, taken.client)
-            if obstacle is not None:
+            for place in exchanger.endpoints:
+                known = self._pool.dead.find(place)
+                if known is not None:
+                    answer = _unverified(known) if group.verified else known.answer
+                    last = last or (_hop(place, exchanger.applied), answer)
+                    passed_over.append(_passed(place.host, place.address, answer.text))
+                    enhanced = enhanced or (NOT_TRUSTED if known.fault is not None else "")
+                    continue
+                if connects >= CONNECTS_LIMIT:
+                    break
+                connects += 1
+                try:
+                    taken = await self._pool.open(place)
+                except ConnectFailed as failure:
+                    self._note(group, exchanger, place, failure.fault, failure.source, is_failure=True)
+                    answer = _unverified(failure) if group.verified else failure.answer
+                    enhanced = NOT_TRUSTED if failure.fault is not None else ""
+                    last = (_hop(place, exchanger.applied), answer)
+                    passed_over.append(_passed(place.host, place.address, answer.text))
+                    continue
+                self._note(group, exchanger, place, _fault(taken), taken.client.source)
+                obstacle = _obstacle(group, taken.client)
+                if obstacle is not None:
+                    taken.client.quit()
+                    last = (_hop(place, exchanger.applied), obstacle)
+                    passed_over.append(_passed(place.host, place.address, obstacle.text))
+                    continue
+                if fixed(group.hop) or taken.client.greeting_name != self._hostname:
+                    return _Way(taken, exchanger.applied, tuple(passed_over[:PASSED_LIMIT]))
                 taken.client.quit()
-                last = (place, obstacle)
-                continue
-            if fixed(group.hop) or taken.client.greeting_name != self._hostname:
-                return taken
-            taken.client.quit()
-            raise Unroutable(
-                outcome.bounced(
-                    "ehlo",
-                    554,
-                    "5.4.6",
-                    "the host that takes this mail is this server itself",
-                    hop=_hop(place),
+                raise Unroutable(
+                    outcome.bounced(
+                        "ehlo",
+                        554,
+                        "5.4.6",
+                        "the host that takes this mail is this server itself",
+                        hop=_hop(place, exchanger.applied),
+                    )
                 )
-            )
         assert last is not None, "every exchanger has an address"
-        raise Unroutable(outcome.read_answer(last[1], _hop(last[0])))
+        hop, answer = last
+        # The last one is told by the outcome itself.
+        hop = replace(hop, passed_over=tuple(passed_over[:-1][:PASSED_LIMIT]))
+        found = outcome.read_answer(answer, hop)
+        raise Unroutable(found if found.code else replace(found, enhanced=enhanced))
+
+    def _note_faults(self, group: Group, exchanger: Exchanger) -> None:
+        """Count what was wrong with the policy before any connection."""
+        if self._results is None or exchanger.applied.reported is None:
+            return
+        obstacle = (exchanger.obstacle,) if exchanger.obstacle is not None else ()
+        for fault in (*exchanger.applied.faults, *obstacle):
+            reported = exchanger.applied.reported
+            if fault.type in POLICY_FAULTS and reported.type is PolicyType.NONE:
+                reported = Reported(PolicyType.STS, group.domain)
+            self._results.note(Session(group.domain, reported, fault, exchanger.host))
+
+    def _note(
+        self,
+        group: Group,
+        exchanger: Exchanger,
+        place: Endpoint,
+        fault: Fault | None,
+        source: str,
+        *,
+        is_failure: bool = False,
+    ) -> None:
+        """Count a session: one that TLS had no part in is none."""
+        reported = exchanger.applied.reported
+        if self._results is None or reported is None or (is_failure and fault is None):
+            return
+        if fault is None:
+            self._results.note(Session(group.domain, reported))
+        else:
+            self._results.note(Session(group.domain, reported, fault, place.host, place.address, source))
 
     async def _find(self, group: Group) -> tuple[Exchanger, ...]:
         until, known = self._hosts.get(group.domain, (0.0, ()))
@@ -236,12 +315,23 @@ class Transmitter:
         hop = fixed(group.hop)
         if hop is None:
             found = await self._exchangers.of_domain(group.domain)
+            if self._protection is not None:
+                found = await self._protection.of_domain(group.domain, found)
         else:
-            found = await self._exchangers.of_hop(hop)
+            found = tuple(replace(one, applied=CONFIGURED) for one in await self._exchangers.of_hop(hop))
         if len(self._hosts) >= HOSTS_LIMIT:
             self._hosts.clear()
         self._hosts[group.domain] = (now + HOSTS_SECONDS, found)
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """A connection, the policy that it was opened under, and what was tried before it."""
+
+    taken: Taken
+    applied: Applied
+    passed_over: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,8 +349,31 @@ def _handover(client: Client) -> Handover:
     return Handover.DELIVERED if client.endpoint.dialect is Dialect.LMTP else Handover.RELAYED
 
 
-def _verified(exchanger: Exchanger) -> Exchanger:
-    return replace(exchanger, endpoints=tuple(replace(one, verified=True) for one in exchanger.endpoints))
+def _reason(way: _Way) -> str:
+    """Return why the connection is as it is, in words."""
+    client, fault = way.taken.client, way.taken.fault
+    told = [way.applied.why] if way.applied.why else []
+    told += [one.text for one in way.applied.faults if one.text not in way.applied.why]
+    if fault is not None:
+        told.append(f"it does not hold: {fault.text}")
+    elif client.tls_version is None:
+        told.append("the server offers no TLS")
+    return "; ".join(told)[:REASON_LIMIT]
+
+
+def _fault(taken: Taken) -> Fault | None:
+    """Return what of TLS failed on a connection that is used all the same."""
+    if taken.fault is None and taken.client.tls_version is None:
+        return NO_STARTTLS
+    return taken.fault
+
+
+def _passed(host: str, address: str, text: str) -> str:
+    return f"{host}{f' [{address}]' if address else ''}: {text}"[:REASON_LIMIT]
+
+
+def _forbidden(exchanger: Exchanger) -> Hop:
+    return Hop(exchanger.host, tls_policy=exchanger.applied.name, tls_reason=exchanger.applied.why)
 
 
 def _obstacle(group: Group, client: Client) -> Answer | None:
@@ -275,16 +388,16 @@ def _obstacle(group: Group, client: Client) -> Answer | None:
     return None
 
 
-def _unverified(answer: Answer) -> Answer:
+def _unverified(failure: ConnectFailed) -> Answer:
     """Return what a failed handshake means: a certificate that does not hold is a refusal for good."""
-    if answer.phase != "tls" or "CERTIFICATE" not in answer.text.upper():
-        return answer
-    text = f"the message requires TLS: {answer.text}"
+    if failure.fault is None or failure.fault.type not in FINAL_FAULTS:
+        return failure.answer
+    text = f"the message requires TLS: {failure.answer.text}"
     return Answer("policy", Reply(550, "5.7.30", (text,)), text)
 
 
-def _hop(place: Endpoint) -> Hop:
-    return Hop(place.host, place.address)
+def _hop(place: Endpoint, applied: Applied) -> Hop:
+    return Hop(place.host, place.address, tls_policy=applied.name, tls_reason=applied.why[:REASON_LIMIT])
 
 
 def _read(answered: Sequence[_Answered], duration: int) -> Outcomes:

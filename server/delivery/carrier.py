@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from server.delivery import outbox, outcome
 from server.delivery.ledger import Suppressed
-from server.delivery.letter import Letter, read_letter, recoded
+from server.delivery.letter import Letter, letter_of, read_letter, recoded
 from server.delivery.route import Home
 from server.mail.recoding import Unencodable
 from server.next_hop import NextHopKind
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from server.delivery.attempt import Group, Outcomes, Transmitter
     from server.delivery.home import Homeward
     from server.delivery.ledger import Ledger
+    from server.fresh import Fresh
     from server.threads import Threads
     from storage.records import Delivery
 
@@ -40,12 +41,14 @@ class Carrier:
         homeward: Homeward,
         ledger: Ledger,
         outbox: Path,
+        fresh: Fresh | None = None,
     ) -> None:
         self._threads = threads
         self._transmitter = transmitter
         self._homeward = homeward
         self._ledger = ledger
         self._outbox = outbox
+        self._fresh = fresh
         self._begun: dict[str, Delivery] = {}
 
     async def carry(self, group: Group) -> Outcomes:
@@ -53,7 +56,9 @@ class Carrier:
         path = self._threads.store.message_path(group.message_id)
         found: Outcomes = {}
         try:
-            letter = await self._threads.run(read_letter, path)
+            letter = self._at_hand(group.message_id, path)
+            if letter is None:
+                letter = await self._threads.run(read_letter, path)
             while going := tuple(one for one in group.deliveries if one.id not in found):
                 try:
                     found |= await self._by_hop(group, going, letter)
@@ -65,6 +70,10 @@ class Carrier:
             broken = outcome.deferred("policy", reason, enhanced="4.3.0")
             return {one.id: found.get(one.id, broken) for one in group.deliveries}
         return found
+
+    def _at_hand(self, message_id: str, path: Path) -> Letter | None:
+        octets = self._fresh.take(message_id) if self._fresh is not None else None
+        return None if octets is None else letter_of(octets, path)
 
     def begun(self, group: Group) -> list[Delivery]:
         """Return, once, those of a group whose transmission began."""

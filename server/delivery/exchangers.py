@@ -21,6 +21,8 @@ from server.mail.network import is_public
 from server.next_hop import NextHop, NextHopKind
 from server.smtp.client import Endpoint
 from server.smtp.client_machine import Dialect
+from server.transport.security import NO_POLICY, Applied, Fault
+from server.transport.tlsa import base_names
 
 if TYPE_CHECKING:
     from server.dns import Resolver
@@ -44,12 +46,25 @@ class Unroutable(Exception):
 class Exchanger:
     """One host of a domain with its addresses; those of one preference are equals.
 
-    authenticated: its name is beyond doubt, by DNSSEC or by configuration.
+    authenticated: its name is beyond doubt, by DNSSEC or by configuration. tlsa_names: where its TLSA
+    records would be, none where DNSSEC does not prove all of the way there. applied, obstacle: which policy
+    there is, and why it forbids the host. is_named: MTA-STS names it; is_unknown: there may be a policy.
     """
 
     preference: int
     endpoints: tuple[Endpoint, ...]
     authenticated: bool = False
+    domain: str = ""
+    tlsa_names: tuple[str, ...] = ()
+    applied: Applied = NO_POLICY
+    obstacle: Fault | None = None
+    is_named: bool = False
+    is_unknown: bool = False
+
+    @property
+    def host(self) -> str:
+        """The name that the MX record gives."""
+        return self.endpoints[0].host
 
 
 class Exchangers:
@@ -87,13 +102,17 @@ class Exchangers:
         unknown = False
         for record in hosts[:HOSTS_LIMIT]:
             try:
-                exchanger = self._exchanger(record, await dns.addresses(self._resolver, record.host))
+                addresses = await dns.host_addresses(self._resolver, record.host)
             except DnsFailure as failure:
                 problems.append(str(failure))
                 unknown = unknown or isinstance(failure, DnsTemporary)
                 continue
+            exchanger = self._exchanger(record, addresses.addresses)
             if exchanger.endpoints:
-                found.append(replace(exchanger, authenticated=authenticated))
+                # The zone that proves its address proves as well that it has no MX record (RFC 7672 2.2.1).
+                is_proved = addresses.authenticated and not addresses.canonical if implicit else authenticated
+                names = await base_names(self._resolver, record.host, addresses) if is_proved else ()
+                found.append(replace(exchanger, authenticated=is_proved, domain=domain, tlsa_names=names))
             else:
                 problems.append(f"{record.host} has addresses of private networks only")
                 unknown = True

@@ -14,6 +14,7 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from server.mail.header import fields
 from server.mail.recoding import recode
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 SMALL_OCTETS = 256 * 1024
 CHUNK_OCTETS = 256 * 1024
+_TLS_OPTIONAL = b"tls-required"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,7 @@ class Letter:
 
     utf8_header: such octets before the first empty line. bare_ends: a CR or LF that stands alone.
     is_recoded: what goes out is the file with its binary parts encoded; octets is the size of that.
+    tls_optional: its header says `TLS-Required: No` (RFC 8689 5).
     """
 
     path: Path
@@ -38,6 +41,7 @@ class Letter:
     bare_ends: bool
     whole: bytes | None
     is_recoded: bool = False
+    tls_optional: bool = False
 
     def chunks(self, threads: Threads) -> Callable[[], AsyncIterator[bytes]]:
         """Return what gives the octets in order, from memory or by the file threads."""
@@ -94,6 +98,19 @@ def _gather(pieces: Iterator[bytes]) -> bytes:
     return b"".join(gathered)
 
 
+def letter_of(octets: bytes, path: Path) -> Letter:
+    """Return the facts of a message that is at hand; path: where it lies too."""
+    header = octets[: _header_octets(octets)]
+    return Letter(
+        path=path,
+        octets=len(octets),
+        eight_bit=not octets.isascii(),
+        utf8_header=not header.isascii(),
+        bare_ends=_has_bare_ends(octets) or octets.endswith(b"\r"),
+        whole=octets,
+    )
+
+
 def read_letter(path: Path) -> Letter:
     """Return a message's facts; blocks on the disk. Raises OSError where the file is not to be read."""
     with path.open("rb") as file:
@@ -116,7 +133,14 @@ def read_letter(path: Path) -> Letter:
         utf8_header=not header.isascii(),
         bare_ends=bare_ends or bool(carried),
         whole=whole,
+        tls_optional=_TLS_OPTIONAL in header.lower() and _is_tls_optional(header),
     )
+
+
+def _is_tls_optional(header: bytes) -> bool:
+    """RFC 8689 5: the one value that the field may have; where it comes twice it says nothing."""
+    found = [one.value.lower() for one in fields(header) if one.name.lower() == b"tls-required"]
+    return found == [b"no"]
 
 
 def _header_octets(first: bytes) -> int:

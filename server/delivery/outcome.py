@@ -22,13 +22,19 @@ NOT_PROVED = frozenset({503, 530, 535, 538})
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """The server that answered: name, IP address, TLS as negotiated, and who tells of success behind it."""
+    """The server that answered: name, IP address, TLS as negotiated, and who tells of success behind it.
+
+    tls_policy, tls_reason: which policy its TLS was held to, and why. passed_over: what was tried before.
+    """
 
     host: str = ""
     address: str = ""
     tls_version: str | None = None
     tls_cipher: str | None = None
     handover: Handover = Handover.RELAYED
+    tls_policy: str = ""
+    tls_reason: str = ""
+    passed_over: tuple[str, ...] = ()
 
 
 NO_HOP = Hop()
@@ -122,4 +128,7 @@ def _placed(outcome: Outcome, hop: Hop) -> Outcome:
         tls_version=hop.tls_version,
         tls_cipher=hop.tls_cipher,
         handover=hop.handover,
+        tls_policy=hop.tls_policy,
+        tls_reason=hop.tls_reason,
+        passed_over=hop.passed_over,
     )

@@ -4,6 +4,7 @@ Owns connections between attempts, their bounded number and age, and what is
 known of places that did not answer or whose TLS broke. An attempt owns what it
 took until it gives it back. Decides nothing about messages. RFC 7435 (TLS as it
 can be had: after a failed handshake the next attempt goes in clear, and says so).
+Where a policy asks for TLS nothing goes in clear, ever (RFC 7672 2.2, RFC 8461 5).
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import asyncio
 import ssl
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
-from server.smtp.client import Client, ConnectFailed, Endpoint, Timeouts, connect
-from server.smtp.client_machine import Answer
-from server.tls import verifying_context
+from server.smtp.client import Client, ConnectFailed, Endpoint, Judge, Timeouts, connect
+from server.tls import opportunistic_context, verifying_context
+from server.transport.dane import find_fault
+from server.transport.security import OPPORTUNISTIC, WEBPKI, Fault, Level, Security
 
 if TYPE_CHECKING:
     from server.clock import Clock
@@ -30,11 +34,15 @@ CLEAR_SECONDS = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A connection for one attempt. reused: it carried a message before. note: for the outcome's text."""
+    """A connection for one attempt. reused: it carried a message before. note: for the outcome's text.
+
+    fault: why its TLS does not pass what it was held against, where it may be used all the same.
+    """
 
     client: Client
     reused: bool
     note: str = ""
+    fault: Fault | None = None
 
 
 class Memory:
@@ -43,20 +51,22 @@ class Memory:
     def __init__(self, clock: Clock, seconds: float) -> None:
         self._clock = clock
         self._seconds = seconds
-        self._known: OrderedDict[Endpoint, tuple[float, Answer]] = OrderedDict()
+        self._known: OrderedDict[Endpoint, tuple[float, ConnectFailed]] = OrderedDict()
 
-    def find(self, place: Endpoint) -> Answer | None:
+    def find(self, place: Endpoint) -> ConnectFailed | None:
         """Return what failed there, if it was not long ago."""
-        until, answer = self._known.get(place, (0.0, None))
-        if answer is not None and until <= self._clock.monotonic():
+        until, failure = self._known.get(place, (0.0, None))
+        if failure is not None and until <= self._clock.monotonic():
             del self._known[place]
             return None
-        return answer
+        return failure
 
-    def remember(self, place: Endpoint, answer: Answer) -> None:
+    def remember(self, place: Endpoint, failure: ConnectFailed) -> None:
         """Keep what failed."""
         self._known.pop(place, None)
-        self._known[place] = (self._clock.monotonic() + self._seconds, answer)
+        # Without the frames that an exception drags along.
+        kept = ConnectFailed(failure.answer, failure.fault, failure.source)
+        self._known[place] = (self._clock.monotonic() + self._seconds, kept)
         if len(self._known) > REMEMBERED_LIMIT:
             self._known.popitem(last=False)
 
@@ -80,6 +90,7 @@ class Pool:
         verifying: Callable[[], ssl.SSLContext] = verifying_context,
     ) -> None:
         self._hostname = hostname
+        self._clock = clock
         self._tls = tls
         self._verifying: ssl.SSLContext | None = None
         self._make_verifying = verifying
@@ -90,6 +101,7 @@ class Pool:
         self._count = 0
         self.dead = Memory(clock, DEAD_SECONDS)
         self._broken_tls = Memory(clock, CLEAR_SECONDS)
+        self._untrusted = Memory(clock, CLEAR_SECONDS)
 
     @property
     def idle(self) -> int:
@@ -103,34 +115,76 @@ class Pool:
             client, timer = waiting.pop()
             self._dropped(client, timer, place)
             if client.ready:
+                # What its TLS lacked was told when it was opened.
                 return Taken(client, reused=True, note=self._note(place))
         return None
 
     async def open(self, place: Endpoint) -> Taken:
         """Return a new connection; raises ConnectFailed, and remembers the place that failed."""
+        if place.security.level is Level.TRIED:
+            return await self._try(place)
         try:
-            client = await connect(
-                place,
-                hostname=self._hostname,
-                tls=self._context(place),
-                timeouts=self._timeouts,
-            )
+            client = await self._connect(place, self._context(place))
         except ConnectFailed as failure:
-            if failure.answer.phase == "tls" and not place.verified:
-                self._broken_tls.remember(place, failure.answer)
+            if failure.answer.phase == "tls" and not place.security.needs_tls:
+                self._broken_tls.remember(place, failure)
             else:
-                self.dead.remember(place, failure.answer)
+                self.dead.remember(place, failure)
             raise
         self.dead.forget(place)
-        return Taken(client, reused=False, note=self._note(place))
+        return Taken(client, reused=False, note=self._note(place), fault=self._fault(place))
+
+    async def _try(self, place: Endpoint) -> Taken:
+        """Open with a certificate asked for, and without where that fails: its fault is told, no more."""
+        failed = self._untrusted.find(place)
+        if failed is None:
+            demanding = replace(place, security=WEBPKI)
+            try:
+                client = await self._connect(demanding, self._context(demanding))
+            except ConnectFailed as failure:
+                if failure.fault is None:
+                    self.dead.remember(place, failure)
+                    raise
+                self._untrusted.remember(place, failure)
+                failed = failure
+            else:
+                client.endpoint = place
+                return Taken(client, reused=False)
+        taken = await self.open(replace(place, security=OPPORTUNISTIC))
+        taken.client.endpoint = place
+        return replace(taken, fault=failed.fault)
+
+    async def _connect(self, place: Endpoint, context: ssl.SSLContext | None) -> Client:
+        return await connect(
+            place,
+            hostname=self._hostname,
+            tls=context,
+            timeouts=self._timeouts,
+            judge=self._judge(place.security),
+        )
+
+    def _judge(self, security: Security) -> Judge | None:
+        if security.level is not Level.DANE:
+            return None
+        now = datetime.fromtimestamp(self._clock.now() / 1_000_000, UTC)
+        return partial(find_fault, security=security, now=now)
 
     def _context(self, place: Endpoint) -> ssl.SSLContext | None:
-        if not place.verified:
+        if place.security.level is Level.OPPORTUNISTIC:
             return None if self._broken_tls.find(place) is not None else self._tls
+        if place.security.level is not Level.WEBPKI:
+            # DANE is judged behind the handshake, and ENCRYPTED not at all.
+            self._tls = self._tls or opportunistic_context()
+            return self._tls
         if self._verifying is None:
             # Reading the system's authorities takes milliseconds and memory: only where it is wanted.
             self._verifying = self._make_verifying()
         return self._verifying
+
+    def _fault(self, place: Endpoint) -> Fault | None:
+        """Return why a connection goes in clear though it need not."""
+        failed = self._broken_tls.find(place)
+        return None if failed is None else failed.fault
 
     def give(self, client: Client) -> None:
         """Take a connection back: it is kept if it can be used again, else closed."""
@@ -152,8 +206,8 @@ class Pool:
             self._expire(client)
 
     def _note(self, place: Endpoint) -> str:
-        answer = self._broken_tls.find(place)
-        return "" if answer is None else f"in clear, since {answer.text}"
+        failed = self._broken_tls.find(place)
+        return "" if failed is None else f"in clear, since {failed.answer.text}"
 
     def _expire(self, client: Client) -> None:
         if self._remove(client):

@@ -30,6 +30,7 @@ from server.delivery.home import Homeward
 from server.delivery.ledger import LeaseLost, Ledger
 from server.delivery.outcome import in_doubt, slows_down
 from server.delivery.pool import Pool
+from server.delivery.protection import Protection
 from server.delivery.route import Routes
 from server.smtp.client import BLOCK_SECONDS, DATA_SECONDS, Timeouts
 from storage import queue
@@ -43,10 +44,13 @@ if TYPE_CHECKING:
 
     from server.clock import Clock
     from server.dns import Resolver
+    from server.fresh import Fresh
     from server.intake import Intake
     from server.routing import Routing
     from server.sections import Delivery as DeliverySettings
     from server.threads import Hub, Threads
+    from server.transport.policies import StsPolicies
+    from server.transport.results import TlsResults
     from storage.db import Notice
 
 SECOND = 1_000_000
@@ -65,7 +69,8 @@ class Scheduler:
     """Delivers what the queue holds, from start to stop.
 
     dice: spreads retries and shuffles hosts of one preference; needs no secrecy. holder: this
-    process's instance, by which its leases are known should it die.
+    process's instance, by which its leases are known should it die. sts, dane: the policies that are
+    held to; tls_results: where sessions are counted for reports.
     """
 
     def __init__(
@@ -83,6 +88,10 @@ class Scheduler:
         tls_context: ssl.SSLContext | None,
         jitter: random.Random,
         holder: str = "",
+        fresh: Fresh | None = None,
+        sts: StsPolicies | None = None,
+        dane: bool = False,
+        tls_results: TlsResults | None = None,
     ) -> None:
         self._threads = threads
         self._hub = hub
@@ -90,6 +99,7 @@ class Scheduler:
         self._settings = settings
         self._dice = jitter
         self._holder = holder
+        self._asks_in_doubt = settings.in_doubt == "ask"
         self._lease_seconds = settings.data_timeout_seconds + LEASE_MARGIN_SECONDS
         self._routes = Routes(routes=settings.routes, default=settings.default_route, routing=routing)
         self._pool = Pool(
@@ -124,11 +134,14 @@ class Scheduler:
                 hostname=hostname,
                 dice=jitter,
                 forwarding=Forwarding(routing) if settings.forwarded_sender == "ours" else None,
+                protection=Protection(resolver=resolver, sts=sts, dane=dane),
+                results=tls_results,
             ),
             homeward=Homeward(
                 intake=intake, routing=routing, threads=threads, clock=clock, hostname=hostname
             ),
             outbox=outbox,
+            fresh=fresh,
         )
         self._backlog = Backlog(
             concurrency=settings.concurrency, per_domain_concurrency=settings.per_domain_concurrency
@@ -263,7 +276,9 @@ class Scheduler:
         now = self._clock.now()
         count = 1
         while count:
-            unit = partial(queue.reclaim, now=now, before=now if before is None else before)
+            unit = partial(
+                queue.reclaim, now=now, before=now if before is None else before, ask=self._asks_in_doubt
+            )
             count = await self._threads.write(unit)
             if count:
                 log.warning("deliveries taken back from ended leases", count=count)
@@ -337,10 +352,21 @@ class Scheduler:
             maximum=self._settings.retry_max_seconds,
             jitter=self._dice.random(),
         )
+        if in_doubt(outcome) and (due is not None or self._asks(delivery)):
+            return self._doubted(delivery, outcome, due=due)
         if due is None:
             expired = replace(outcome, state=DeliveryState.EXPIRED)
             return Settlement(delivery, expired, unanswerable=unanswerable)
-        return Settlement(delivery, outcome, due, in_doubt(outcome))
+        return Settlement(delivery, outcome, due)
+
+    def _asks(self, delivery: Delivery) -> bool:
+        return self._asks_in_doubt or delivery.envelope.ask_in_doubt
+
+    def _doubted(self, delivery: Delivery, outcome: Outcome, *, due: int | None) -> Settlement:
+        """Return what becomes of a message that the next server may have: sent again, or held for a word."""
+        if self._asks(delivery):
+            return Settlement(delivery, replace(outcome, state=DeliveryState.HELD), in_doubt=True)
+        return Settlement(delivery, outcome, due, in_doubt=True)
 
     def _on_settled(self, settlements: Sequence[Settlement]) -> None:
         self._release([one.delivery for one in settlements])
@@ -368,7 +394,7 @@ class Scheduler:
         """Give back a cancelled attempt's leases, or say that what was being sent is in doubt."""
         begun = self._carrier.begun(group)
         doubtful = Outcome(DeliveryState.DEFERRED, text=queue.IN_DOUBT, phase="final")
-        self._ledger.settle([Settlement(one, doubtful, self._clock.now(), in_doubt=True) for one in begun])
+        self._ledger.settle([self._doubted(one, doubtful, due=self._clock.now()) for one in begun])
         await asyncio.shield(self._give_back([one for one in group.deliveries if one not in begun]))
 
     async def _give_back(self, deliveries: Sequence[Delivery]) -> None:
@@ -408,5 +434,6 @@ def _log(settlement: Settlement) -> None:
         host=outcome.host,
         address=outcome.address,
         tls=outcome.tls_version or "",
+        tls_policy=outcome.tls_policy,
         seconds=round(outcome.duration / SECOND, 3),
     )

@@ -141,6 +141,10 @@ class Poster:
                 signature(secret, call_id=call_id, timestamp=timestamp, body=body).encode("ascii"),
             ),
         ]
+        return await self.call(target, headers, body)
+
+    async def call(self, target: Target, headers: list[tuple[str, bytes]], body: bytes) -> Posted:
+        """POST a body with these headers; never raises for what the other side does."""
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 return await self._call(target, headers, body)

@@ -179,6 +179,18 @@ def queued(row: Mapping[str, Any]) -> dict[str, object]:
     }
 
 
+def doubtful(row: Mapping[str, Any]) -> dict[str, object]:
+    """Return models.DoubtfulDelivery."""
+    return {
+        "id": row["id"],
+        "message_id": row["message_id"],
+        "recipient": row["recipient"],
+        "domain": row["domain"],
+        "attempts": row["tries"],
+        "begun_at": time_text(row["begun_at"]),
+    }
+
+
 def queue_action(row: Mapping[str, Any]) -> dict[str, object]:
     """Return models.QueueAction."""
     return {

@@ -27,7 +27,9 @@ from server.http.organizations import OrganizationRoutes
 from server.http.queueing import QueueRoutes
 from server.http.sending import SendingRoutes
 from server.http.services import Services
+from server.http.tls_reports import TlsReportRoutes
 from server.http.upkeep import make_lifespan
+from server.http.well_known import WellKnown
 from storage import queue
 
 if TYPE_CHECKING:
@@ -86,6 +88,7 @@ def make_app(
     )
     health.add_to(door)
     Console(services=services, access=access).add_to(app)
+    WellKnown(services).add_to(app)
     app.add_middleware(Edge, metrics=metrics, clock=clock)
     openapi.install(app, VERSION)
     return app
@@ -101,6 +104,7 @@ def _add_routes(door: Door, services: Services) -> None:
         MessageRoutes(services, files),
         HappeningRoutes(services),
         QueueRoutes(services),
+        TlsReportRoutes(services),
     ):
         routes.add_to(door)
 

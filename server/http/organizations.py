@@ -23,6 +23,7 @@ from server.login import new_key
 from server.mail.address import AddressSyntax, normalise_domain, parse_domain
 from server.sender_auth import zone
 from server.sender_auth.keys import ALGORITHMS, make_key, selector_of
+from server.transport.publishing import advice, read_published
 from storage import accounts, dkim, dmarc
 from storage.records import ApiKey, Organization
 
@@ -329,7 +330,9 @@ class OrganizationRoutes:
             keys=keys,
             report_address=settings.dmarc.report_address,
         )
-        return {**answers.domain(found), "records": [asdict(one) for one in told]}
+        published = await self._services.threads.run(read_published, settings)
+        records = [*map(asdict, told), *map(asdict, advice(name, published))]
+        return {**answers.domain(found), "records": records}
 
 
 def expiry(text: str | None, now: int) -> int | None:

@@ -45,6 +45,11 @@ _WORDS = {
     "message.rejected": "Rejected by policy",
     "message.aside": "Set aside for the operator",
     "message.unrendered": "Stored; its structure can't be read",
+    "tls.report_sent": "TLS report sent to a domain that asks for it",
+    "tls.report_failed": "TLS report given up",
+    "tls.report_received": "TLS report about a domain has come",
+    "tls.report_unreadable": "TLS report that can't be read",
+    "tls.report_ignored": "TLS report about a domain of somebody else",
     "dmarc.report_sent": "DMARC report sent to a domain that asks for it",
     "dmarc.report_withheld": "DMARC report not sent: its destination does not ask for it",
     "dmarc.report_failed": "DMARC report given up",
@@ -247,6 +252,8 @@ def _delivery(row: Mapping[str, Any]) -> dict[str, object]:
         "said": said,
         "host": outcome.get("host", ""),
         "tls": outcome.get("tls_version", ""),
+        "policy": outcome.get("tls_policy", ""),
+        "why": outcome.get("tls_reason", ""),
     }
 
 

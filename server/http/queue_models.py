@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from server.http.models import LINE, Answer, Asked, Delivery, PageQuery, Time
 
@@ -102,3 +102,40 @@ class QueueActionList(Answer):
     """The last acts on the queue."""
 
     actions: list[QueueAction]
+
+
+class DoubtQuery(BaseModel):
+    """How many deliveries in doubt."""
+
+    limit: int = Field(50, ge=1, le=1000)
+
+
+class DoubtfulDelivery(Answer):
+    """A delivery that may have been sent, and waits for somebody to say so."""
+
+    id: str
+    message_id: str
+    recipient: str
+    domain: str
+    attempts: int
+    begun_at: Time
+
+
+class DoubtList(Answer):
+    """What waits for a verdict, the oldest first."""
+
+    deliveries: list[DoubtfulDelivery]
+
+
+class VerdictRequest(Asked):
+    """What is true of a delivery in doubt."""
+
+    verdict: Literal["sent", "not_sent"]
+    reason: str = Field("", max_length=500, description="How it is known; kept with the event.")
+
+
+class VerdictGiven(Answer):
+    """The delivery and what was said of it."""
+
+    delivery: str
+    verdict: str

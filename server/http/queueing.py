@@ -22,7 +22,8 @@ from server.http.answers import answer, next_cursor
 from server.http.openapi import Door
 from server.http.problems import Problem
 from server.http.services import Services, known_id
-from storage import queue_view, undoing
+from storage import doubt, queue_view, undoing
+from storage.errors import Conflict
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -79,6 +80,22 @@ class QueueRoutes:
             tag="Queue",
         )
         door.add(
+            "GET /deliveries/doubts",
+            self.list_doubts,
+            scope="org:admin",
+            query=queue_models.DoubtQuery,
+            answer=queue_models.DoubtList,
+            tag="Queue",
+        )
+        door.add(
+            "POST /deliveries/{delivery_id}/verdict",
+            self.verdict,
+            scope="org:admin",
+            request=queue_models.VerdictRequest,
+            answer=queue_models.VerdictGiven,
+            tag="Queue",
+        )
+        door.add(
             "DELETE /deliveries/actions/{action_id}",
             self.undo,
             scope="org:admin",
@@ -116,6 +133,34 @@ class QueueRoutes:
             }
 
         return answer(await self._services.threads.read(unit))
+
+    async def list_doubts(self, caller: Caller, query: queue_models.DoubtQuery) -> Response:
+        """List deliveries that may have been sent and wait for a verdict, the oldest first."""
+        caller.require_unbound()
+        found = await self._services.threads.read(
+            lambda c: doubt.waiting(c, organization_id=caller.organization_id, limit=query.limit)
+        )
+        return answer({"deliveries": [answers.doubtful(one) for one in found]})
+
+    async def verdict(self, caller: Caller, delivery_id: str, request: Request) -> Response:
+        """Say of a delivery in doubt whether it was sent.
+
+        `sent` ends it as delivered; `not_sent` tries it again at once, with the same Message-ID. A verdict
+        that known evidence contradicts (an answer, a complaint, an unsubscription) is refused with 409;
+        evidence that comes later makes the event `message.verdict_corrected`.
+        """
+        caller.require_unbound()
+        known_id(delivery_id)
+        asked = await self._services.bodies.read(request, queue_models.VerdictRequest)
+        found = await self._do(
+            caller,
+            queue_operations.queue_verdict,
+            id=delivery_id,
+            verdict=asked.verdict,
+            reason=asked.reason,
+            organization=caller.organization_id,
+        )
+        return answer(found)
 
     async def list_actions(self, caller: Caller) -> Response:
         """List the last acts on the organization's deliveries, the newest first."""
@@ -177,3 +222,5 @@ class QueueRoutes:
             return await services.threads.run(partial(operation, context, **arguments))
         except WrongArguments as error:
             raise Problem(422, "invalid", f"{error}.") from None
+        except Conflict as error:
+            raise Problem(409, "conflict", f"{error}.") from None

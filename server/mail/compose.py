@@ -56,6 +56,7 @@ class Draft:
     """A message to be. at: microseconds; ids with or without angle brackets; headers: further fields.
 
     Blind copies are recipients of the envelope alone and have no place here.
+    report_type: makes a multipart/report of it (RFC 6522 3).
     """
 
     from_: NamedAddress
@@ -73,6 +74,7 @@ class Draft:
     references: tuple[str, ...] = ()
     headers: tuple[tuple[str, str], ...] = ()
     offset_minutes: int = 0
+    report_type: str = ""
 
 
 def compose(draft: Draft) -> bytes:
@@ -153,7 +155,11 @@ def _body(draft: Draft) -> Entity:
     entity = shown[0] if len(shown) == 1 else multipart("alternative", shown, seed=draft.message_id)
     if not others:
         return entity
-    return multipart("mixed", [entity, *map(_file, others)], seed=draft.message_id)
+    parts = [entity, *map(_file, others)]
+    if draft.report_type:
+        extra = f' report-type="{draft.report_type}";'
+        return multipart("report", parts, seed=draft.message_id, extra=extra)
+    return multipart("mixed", parts, seed=draft.message_id)
 
 
 def _html(draft: Draft, related: tuple[Attachment, ...]) -> Entity:

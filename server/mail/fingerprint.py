@@ -18,21 +18,20 @@ MAX_WORDS = 1200
 LEAST_WORDS = 20
 BANDS, ROWS = 4, 3
 _WORD = re.compile(r"[^\W\d_]+")
+_LETTERS = re.compile(rb"[a-z]+")  # the same words, where the text is ASCII in lower case
 
 
 def bands(text: str) -> tuple[str, ...]:
     """Return the bands of a text, none of them for one of under LEAST_WORDS words."""
-    words = _WORD.findall(text[:MAX_OCTETS].lower())[:MAX_WORDS]
+    words = _words(text[:MAX_OCTETS].lower())[:MAX_WORDS]
     if len(words) < LEAST_WORDS:
         return ()
     least = [0xFFFFFFFF] * (BANDS * ROWS)
-    hashes = [zlib.crc32(word.encode()) for word in words]
-    # Odd factors of their own, so that the order of the three words tells.
-    triples = {
-        (first * 0x9E3779B1 ^ second * 0x85EBCA6B ^ third) & 0xFFFFFFFF
-        for first, second, third in zip(hashes, hashes[1:], hashes[2:], strict=False)
-    }
-    for number in triples:
+    hashes = list(map(zlib.crc32, words))
+    # The hash of a tuple of numbers is the same in every process of one Python.
+    triples = set(map(hash, zip(hashes, hashes[1:], hashes[2:], strict=False)))
+    for triple in triples:
+        number = triple & 0xFFFFFFFF
         place = number % (BANDS * ROWS)
         if number < least[place]:  # noqa: PLR1730 - min() takes three times as long
             least[place] = number
@@ -40,6 +39,12 @@ def bands(text: str) -> tuple[str, ...]:
         f"{band}-" + "".join(f"{number:08x}" for number in least[band * ROWS : (band + 1) * ROWS])
         for band in range(BANDS)
     )
+
+
+def _words(text: str) -> list[bytes]:
+    if text.isascii():
+        return _LETTERS.findall(text.encode())
+    return [word.encode() for word in _WORD.findall(text)]
 
 
 def of_message(beginning: Octets) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -25,11 +25,15 @@ from server.smtp.client_machine import (
     Transaction,
 )
 from server.smtp.client_reply import Extensions
+from server.tls import peer_chain
+from server.transport.handshake import handshake_fault
+from server.transport.security import OPPORTUNISTIC, Fault, ResultType, Security
 
 # Beyond this much unsent content the sender waits for the peer.
 WRITE_LIMIT_OCTETS = 256 * 1024
 HANDSHAKE_SECONDS = 60.0
 DATA_SECONDS = 120.0  # RFC 5321 4.5.3.2.4
+NO_STARTTLS = Fault(ResultType.NO_STARTTLS, "the server offers no STARTTLS, which is needed here")
 BLOCK_SECONDS = 180.0  # RFC 5321 4.5.3.2.5
 
 
@@ -52,22 +56,31 @@ class Timeouts:
 class Endpoint:
     """Where to connect: the host's name (for TLS and reports), its IP address, the port, what it speaks.
 
-    verified: only under TLS with a certificate for that name.
+    security: what it must prove before it gets content.
     """
 
     host: str
     address: str
     port: int
     dialect: Dialect = Dialect.SMTP
-    verified: bool = False
+    security: Security = OPPORTUNISTIC
 
 
 class ConnectFailed(Exception):
-    """The connection could not be made ready for mail; answer says where and why."""
+    """The connection could not be made ready for mail; answer says where and why.
 
-    def __init__(self, answer: Answer) -> None:
+    fault: what of TLS failed, None where TLS is not to blame. source: our address, as far as known.
+    """
+
+    def __init__(self, answer: Answer, fault: Fault | None = None, source: str = "") -> None:
         super().__init__(answer.text)
         self.answer = answer
+        self.fault = fault
+        self.source = source
+
+
+# Says what is wrong with a server's chain, certificates in DER, its own first; None where nothing is.
+Judge = Callable[[Sequence[bytes]], Fault | None]
 
 
 Content = Callable[[], AsyncIterator[bytes]]
@@ -81,6 +94,7 @@ class Client(asyncio.Protocol):
         self.endpoint = endpoint
         self.tls_version: str | None = None
         self.tls_cipher: str | None = None
+        self.source = ""
         self.lost: Callable[[], None] | None = None
         self._machine = machine
         self._timeouts = timeouts
@@ -117,6 +131,8 @@ class Client(asyncio.Protocol):
         # uvloop's transports are not subclasses of asyncio's: cast, not checked.
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=WRITE_LIMIT_OCTETS)
+        place = transport.get_extra_info("sockname")
+        self.source = place[0] if place else ""
 
     def data_received(self, data: bytes) -> None:
         """Feed the machine and send what it answers."""
@@ -217,39 +233,57 @@ class Client(asyncio.Protocol):
         finally:
             self._waiter = None
 
-    async def open(self, tls: ssl.SSLContext | None) -> None:
-        """Bring a fresh connection to READY, under TLS where it is used; raises ConnectFailed."""
+    async def open(self, tls: ssl.SSLContext | None, judge: Judge | None = None) -> None:
+        """Bring a fresh connection to READY, under TLS where it is used; raises ConnectFailed.
+
+        judge: asked before anything is said under TLS.
+        """
         try:
             await self._settled(self._timeouts.command)
             if self._state() is State.HANDSHAKE:
                 assert tls is not None
-                await self._shake_hands(tls)
+                await self._shake_hands(tls, judge)
                 await self._settled(self._timeouts.command)
+            if not self.ready:
+                answer = self._machine.failure or Answer("connect", None, "the connection was lost")
+                raise ConnectFailed(answer, _refused_tls(answer))
+            if self.endpoint.security.needs_tls and self.tls_version is None:
+                raise ConnectFailed(Answer("tls", None, NO_STARTTLS.text), NO_STARTTLS)
+        except ConnectFailed as failure:
+            failure.source = self.source
+            self.abort("the connection was given up")
+            raise
         except BaseException:
             self.abort("the connection was given up")
             raise
-        if not self.ready:
-            raise ConnectFailed(self._machine.failure or Answer("connect", None, "the connection was lost"))
 
-    async def _shake_hands(self, tls: ssl.SSLContext) -> None:
+    async def _shake_hands(self, tls: ssl.SSLContext, judge: Judge | None) -> None:
         assert self._transport is not None
+        names = self.endpoint.security.names
         plain = self._transport
         try:
             secure = await self._loop.start_tls(
                 plain,
                 self,
                 tls,
-                server_hostname=self.endpoint.host,
+                # RFC 7672 8.1: the name that the TLSA records belong to.
+                server_hostname=names[0] if names else self.endpoint.host,
                 ssl_handshake_timeout=min(HANDSHAKE_SECONDS, self._timeouts.command),
             )
         except (OSError, ssl.SSLError, ValueError) as error:
-            text = getattr(error, "reason", None) or str(error) or type(error).__name__
-            raise ConnectFailed(Answer("tls", None, f"the TLS handshake failed: {text}")) from None
+            fault = handshake_fault(error)
+            raise ConnectFailed(
+                Answer("tls", None, f"the TLS handshake failed: {fault.text}"), fault
+            ) from None
         if secure is None or self._state() is not State.HANDSHAKE:
-            raise ConnectFailed(Answer("tls", None, "the connection was lost in the TLS handshake"))
+            text = "the connection was lost in the TLS handshake"
+            raise ConnectFailed(Answer("tls", None, text), Fault(ResultType.VALIDATION, text))
         self._transport = secure
         secure.set_write_buffer_limits(high=WRITE_LIMIT_OCTETS)
         self._note_tls(secure)
+        found = judge(peer_chain(secure.get_extra_info("ssl_object"))) if judge is not None else None
+        if found is not None:
+            raise ConnectFailed(Answer("tls", None, found.text), found)
         self._machine.secured()
         self._flush()
 
@@ -292,9 +326,16 @@ class Client(asyncio.Protocol):
 
 
 async def connect(
-    endpoint: Endpoint, *, hostname: str, tls: ssl.SSLContext | None, timeouts: Timeouts
+    endpoint: Endpoint,
+    *,
+    hostname: str,
+    tls: ssl.SSLContext | None,
+    timeouts: Timeouts,
+    judge: Judge | None = None,
 ) -> Client:
     """Return a connection that is ready for mail, under TLS if the server offers it and tls is given.
+
+    judge: says whether the chain that the server shows will do.
 
     Raises ConnectFailed, whose answer's phase is 'connect', 'ehlo' or 'tls'.
     """
@@ -311,8 +352,17 @@ async def connect(
         ) from None
     except OSError as error:
         raise ConnectFailed(Answer("connect", None, _reason(error))) from None
-    await client.open(tls)
+    await client.open(tls, judge)
     return client
+
+
+def _refused_tls(answer: Answer) -> Fault | None:
+    """Return the fault of a server that announced STARTTLS and came no further."""
+    if answer.phase != "tls":
+        return None
+    if answer.reply is None:
+        return Fault(ResultType.VALIDATION, answer.text[:300])
+    return Fault(ResultType.NO_STARTTLS, f"the server refused STARTTLS: {answer.text}"[:300])
 
 
 def _reason(error: OSError) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from server.arrival import Arrival
-from server.login import KEY_MARK
+from server.login import HOST, KEY_MARK
 from server.refusal import Refusal
 from server.smtp import door as doors
 from server.smtp import grammar, lmtp, replies, xclient
@@ -104,8 +104,19 @@ async def _take_hello(session: Session, command: grammar.Hello) -> None:
         return
     session.peer = peer
     await _drop_transaction(session)
+    if session.door.needs_login and session.identity is None:
+        await _recognise(session)
     reply = session.server.hello_extended(session) if command.extended else session.server.hello_plain
     session.reply(reply)
+
+
+async def _recognise(session: Session) -> None:
+    """Let a host of this house submit as the inbox that the configuration names for it."""
+    address = session.server.submits_as(session.client_address)
+    identity = await session.server.login.vouched(address) if address else None
+    if identity is not None:
+        session.identity = identity
+        session.peer = replace(session.peer, identity=identity.id)
 
 
 async def _drop_transaction(session: Session) -> None:
@@ -386,7 +397,7 @@ def _auth(session: Session, command: grammar.Auth) -> Step | None:
         raise Refusal(538, "5.7.11", "Encryption required for authentication")
     if not session.peer.extended:
         raise Refusal(503, "5.5.1", "Send EHLO first")
-    if session.identity is not None:
+    if session.identity is not None and session.identity.kind != HOST:
         raise Refusal(503, "5.5.1", "Authenticated already")
     if session.transaction is not None:
         raise Refusal(503, "5.5.1", "A transaction is under way")  # RFC 4954 4

@@ -22,7 +22,7 @@ from server.smtp.door import Door
 from server.smtp.session import Session
 from server.smtp.settings import MEBI, SmtpSettings
 from server.smtp.strangers import Strangers
-from server.sockets import Networks, network_of
+from server.sockets import Assigned, Networks, network_of
 
 if TYPE_CHECKING:
     import ssl
@@ -81,6 +81,7 @@ class SmtpServer:
         self._memory = Memory(settings.max_memory_octets)
         self.lmtp_hosts = Networks(settings.lmtp_networks)
         self._testers = Networks(settings.xclient_networks) if settings.xclient_networks else None
+        self._submitters = Assigned(settings.submission_hosts) if settings.submission_hosts else None
         self._mended = Networks(settings.mend_line_ends_of) if settings.mend_line_ends_of else None
         self._listeners: list[asyncio.AbstractServer | ProxyListener] = []
         self._sessions: set[Session] = set()
@@ -240,6 +241,10 @@ class SmtpServer:
         """Whether a client may say XCLIENT."""
         testers = self._testers
         return testers is not None and not session.door.needs_login and testers.covers(session.client_address)
+
+    def submits_as(self, address: str) -> str:
+        """Return the inbox that a client submits as without login, '' for none."""
+        return self._submitters.find(address) if self._submitters is not None else ""
 
     def dialect(self, session: Session) -> Dialect:
         """Return what a session understands between transactions."""

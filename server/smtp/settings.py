@@ -6,6 +6,7 @@ RFC 5321 4.5.3.1 (sizes) and 4.5.3.2 (times).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from server.smtp.strangers import StrangerLimits
@@ -24,7 +25,8 @@ class SmtpSettings:
     max_refused_recipients: refusals of MAIL and RCPT before the session is closed.
     max_hold_seconds: longest wait that FUTURERELEASE takes, 0 for none. mend_line_ends_of: networks
     whose bare CR and LF become CRLF. lmtp_networks: who may hand over by LMTP over TCP.
-    xclient_networks: who may say by XCLIENT to be another client. least_octets_per_second: content
+    xclient_networks: who may say by XCLIENT to be another client. submission_hosts: network to the
+    inbox that its clients submit as without AUTH. least_octets_per_second: content
     that comes more slowly, after data_timeout_seconds, ends the session. message_timeout_seconds: how
     long a client that has not logged in may talk without a message.
     """
@@ -49,6 +51,7 @@ class SmtpSettings:
     mend_line_ends_of: tuple[str, ...] = ()
     lmtp_networks: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
     xclient_networks: tuple[str, ...] = ()
+    submission_hosts: Mapping[str, str] = field(default_factory=dict)
     spool_threshold_octets: int = 256 * 1024
     max_memory_octets: int = 64 * MEBI
     strangers: StrangerLimits = field(default_factory=StrangerLimits)

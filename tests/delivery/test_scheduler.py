@@ -223,6 +223,37 @@ def test_a_drop_after_the_final_dot_is_deferred_in_doubt(make_world: MakeWorld) 
     run(test())
 
 
+def test_a_drop_after_the_final_dot_waits_for_a_word_where_that_is_asked_for(make_world: MakeWorld) -> None:
+    lost = script(HELLO, TAKE.replace("S 250 2.0.0 queued as 7", "CLOSE"))
+
+    async def test() -> None:
+        async with Scripted(lost) as server:
+            world = make_world(in_doubt="ask", **routed(server))
+            world.queue("dlv_1", message_id="msg_1")
+            async with world.running():
+                await world.until(dlv_1="held")
+            (told,) = world.data("message.held")
+            assert told["in_doubt"] is True
+            assert world.row("dlv_1").begun_at is not None
+            assert server.connections == 1
+
+    run(test())
+
+
+def test_a_drop_before_the_final_dot_is_in_no_doubt(make_world: MakeWorld) -> None:
+    lost = script(PLAIN_HELLO, "C MAIL", "S 250 ok", "C RCPT", "S 250 ok", "C DATA", "S 354 go", "CLOSE")
+
+    async def test() -> None:
+        async with Scripted(lost) as server:
+            world = make_world(in_doubt="ask", **routed(server))
+            world.queue("dlv_1", message_id="msg_1", content=b"Subject: x\r\n\r\n" + b"y" * 30_000_000)
+            async with world.running():
+                await world.until(dlv_1="deferred")
+            assert "in_doubt" not in world.data("message.deferred")[0]
+
+    run(test())
+
+
 def test_a_dead_destination_delays_no_other(make_world: MakeWorld) -> None:
     async def test() -> None:
         async with Scripted("WAIT") as tarpit, Scripted(script(HELLO, TAKE * 40)) as healthy:

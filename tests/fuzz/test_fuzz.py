@@ -8,6 +8,7 @@ import zipfile
 
 import pytest
 
+from server.mail.tls_report import pack, write_report
 from tests.fuzz import (
     targets_auth,
     targets_doors,
@@ -16,8 +17,12 @@ from tests.fuzz import (
     targets_mail,
     targets_rules,
     targets_smtp,
+    targets_transport,
 )
 from tests.fuzz.engine import OCTETS_LIMIT, Engine, Target
+from tests.mail.test_tls_report import REPORT as TLS_REPORT
+from tests.mail.test_tls_report import mail as tls_mail
+from tests.transport.authority import make
 
 MESSAGE = (
     b"From: Ann <ann@example.org>, group: b@example.net;\r\nTo: =?utf-8?q?J=C3=B6rg?= <j@example.org>\r\n"
@@ -331,6 +336,29 @@ TARGETS: dict[str, tuple[Target, list[bytes], list[bytes]]] = {
         XML_WORDS,
     ),
     "reports": (targets_auth.check_reports, [REPORT, MESSAGE], MAIL_WORDS),
+    "sts-policy": (
+        targets_transport.check_policy,
+        [
+            b"version: STSv1\r\nmode: enforce\r\nmx: *.example.net\r\nmax_age: 604800\r\n",
+            b"v=STSv1; id=20160831085700Z;",
+            b"v=TLSRPTv1; rua=mailto:a@b.example,https://c.example/x",
+        ],
+        [b"\n", b"mx: ", b"mode: none", b"max_age: 1", b"; ", b"*.", b"=", b"%2B", b"rua="],
+    ),
+    "tls-report": (
+        targets_transport.check_tls_report,
+        [
+            write_report(TLS_REPORT),
+            pack(write_report(TLS_REPORT)),
+            tls_mail("application/tlsrpt+gzip", pack(write_report(TLS_REPORT))),
+        ],
+        [b'"', b"[", b"]", b"{}", b"null", b"1e99", b"-1", b"\\ud800", b'"policies":', b'"mx-host":'],
+    ),
+    "certificate": (
+        targets_transport.check_certificate,
+        [make("mx.test", names=["mx.test"], ca=True).der, make("x", path_length=1, ca=True).key_der],
+        [b"\x30\x82", b"\xa0\x03", b"\x02\x01\x02", b"\x06\x03\x55\x1d", b"\xff\xff\xff"],
+    ),
     "lists": (
         targets_rules.check_lists,
         [

@@ -31,6 +31,7 @@ class Row:
 
 INBOX = "/v1/inboxes/{inbox_id}"
 ONE = INBOX + "/messages/{message_id}"
+DOUBT = "/v1/deliveries/{delivery_id}/verdict"
 ROWS = [
     Row("POST", "/v1/organizations", "operator", 201, {"name": "new{number}"}, bound=403),
     Row("GET", "/v1/organizations", "org:admin", 200, bound=403),
@@ -42,6 +43,7 @@ ROWS = [
     Row("GET", "/v1/domains", "domain:admin", 200, bound=403),
     Row("GET", "/v1/domains/{name}", "domain:admin", 200, None, "domain", 403),
     Row("GET", "/v1/domains/{name}/dmarc-reports", "domain:admin", 200, None, "domain", 403),
+    Row("GET", "/v1/domains/{name}/tls-reports", "domain:admin", 200, None, "domain", 403),
     Row("GET", "/v1/domains/{name}/dkim", "domain:admin", 200, None, "domain", 403),
     Row("POST", "/v1/domains/{name}/dkim/rotation", "domain:admin", 201, None, "domain", 403),
     Row("DELETE", "/v1/domains/{name}/dkim/rotation", "domain:admin", 200, None, "domain", 403),
@@ -67,6 +69,8 @@ ROWS = [
     Row("GET", "/v1/events", "event:read", 200, bound=200),
     Row("GET", "/v1/deliveries", "org:admin", 200, bound=403),
     Row("GET", "/v1/deliveries/stats", "org:admin", 200, bound=403),
+    Row("GET", "/v1/deliveries/doubts", "org:admin", 200, bound=403),
+    Row("POST", DOUBT, "org:admin", 200, {"verdict": "not_sent"}, "doubt", 403),
     Row("GET", "/v1/deliveries/actions", "org:admin", 200, bound=403),
     Row("POST", "/v1/deliveries/actions", "org:admin", 200, {"verb": "hold", "preview": True}, bound=403),
     Row("DELETE", "/v1/deliveries/actions/{action_id}", "org:admin", 200, None, "action", 403),
@@ -127,6 +131,7 @@ def make_names(world: World) -> dict[str, str]:
         "part": "3",
         "address": f"u{number}@far.example",
         "action_id": make_action(world, number),
+        "delivery_id": make_doubt(world, number),
         "number": number,
     }
 
@@ -146,6 +151,22 @@ def make_action(world: World, number: str) -> str:
     answer = world.ask("POST", "/v1/deliveries/actions", world.key("org:admin"), json=asked)
     made: str = answer.json()["action"]
     return made
+
+
+def make_doubt(world: World, number: str) -> str:
+    """A delivery of ours that may have been sent."""
+    message, delivery = f"msg_{number:1>26}", f"dlv_{number:1>26}"
+
+    def unit(connection: Any) -> None:
+        values = message_values(message, organization_id=world.ours)
+        connection.execute(schema.messages.insert().values(values))
+        values = delivery_values(
+            delivery, message_id=message, organization_id=world.ours, state="held", begun_at=1
+        )
+        connection.execute(schema.deliveries.insert().values(values))
+
+    world.run(world.threads.write(unit))
+    return delivery
 
 
 def missing(names: dict[str, str]) -> dict[str, str]:

@@ -83,3 +83,16 @@ def test_acts_are_in_the_audit_log(world: World, admin: str) -> None:
     world.ask("DELETE", f"{ACTIONS}/{done['action']}", admin)
     rows = world.run(world.threads.read(lambda c: audit.entries(c, organization_id=world.ours)))
     assert [row.action for row in rows if row.action.startswith("queue.")] == ["queue.undo", "queue.hold"]
+
+
+def test_a_doubt_is_listed_and_ended_once(world: World, admin: str) -> None:
+    delivery = put(world, 5, organization=world.ours, state="held", begun_at=1, next_attempt_at=None)
+    put(world, 6, organization=world.other, state="held", begun_at=1, next_attempt_at=None)
+    (listed_one,) = world.ask("GET", DELIVERIES + "/doubts", admin).json()["deliveries"]
+    assert (listed_one["id"], listed_one["recipient"]) == (delivery, "r@peer.test")
+    verdict = f"{DELIVERIES}/{delivery}/verdict"
+    problem(world.ask("POST", verdict, admin, json={"verdict": "perhaps"}), 422, "invalid")
+    told = world.ask("POST", verdict, admin, json={"verdict": "sent", "reason": "they called"}).json()
+    assert told == {"delivery": delivery, "verdict": "sent"}
+    assert world.ask("GET", DELIVERIES + "/doubts", admin).json()["deliveries"] == []
+    problem(world.ask("POST", verdict, admin, json={"verdict": "sent"}), 409, "conflict")

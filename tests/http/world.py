@@ -128,8 +128,9 @@ class FakeIntake:
 class World:
     """Everything, with a client that answers like a blocking one."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, **sections: Any) -> None:
         self._directory = directory
+        self._sections = sections
         self._runner = asyncio.Runner()
         self._stack = contextlib.AsyncExitStack()
         self._number = 0
@@ -169,6 +170,7 @@ class World:
             store=sections.Store(spool_threshold_octets=256 * 1024),
             http=Http(max_body_octets=4 << 20),
             smtp=Smtp(max_message_octets=2 << 20, max_recipients=100),
+            **self._sections,
         )
         self.health: Callable[[], dict[str, object]] = lambda: {"ready": True}
         self.app = make_app(

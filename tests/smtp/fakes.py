@@ -127,6 +127,11 @@ class FakeLogin:
             raise Refusal(535, "5.7.8", "Authentication credentials invalid")
         return Identity("org_1", "inb_1", user, "password", "crd_1")
 
+    async def vouched(self, address: str) -> Identity | None:
+        if address != self.known[0]:
+            return None
+        return Identity("org_1", "inb_1", address, "host", "inb_1")
+
     async def scram_keys(self, user: str, *, peer: str) -> scram.Keys:
         password = self.known[1] if user == self.known[0] else "made up"
         iterations, *parts = scram_verifier(password, salt=b"salt" * 4).split("$")

@@ -8,6 +8,7 @@ from base64 import b64decode, b64encode
 
 import pytest
 
+from server.smtp.settings import SmtpSettings
 from server.tls import ServerTls, make_self_signed
 from tests.smtp.fakes import HOST, Client, connected, running
 
@@ -78,5 +79,36 @@ def test_a_refused_token_is_told_and_a_password_is_none(context, secret):
             assert b"invalid_token" in b64decode(told.removeprefix("334 "))
             assert (await client.ask("AQ==")).startswith("535 5.7.8")
             assert (await client.ask("NOOP")).startswith("250 ")
+
+    asyncio.run(scenario())
+
+
+def test_a_host_of_the_house_submits_without_login_and_may_still_log_in(context):
+    hosts = {"127.0.0.0/8": "nobody@example.org", "127.0.0.1": "ann@example.org"}
+
+    async def scenario():
+        settings = SmtpSettings(submission_hosts=hosts)
+        async with running(settings, tls=context) as rig:
+            async with connected(rig.submission) as client:
+                await client.ask("EHLO client.test")
+                assert (await client.ask("MAIL FROM:<ann@example.org>")).startswith("250 ")
+            async with connected(rig.submissions, tls=True) as client:
+                assert (await scram(client, "ann@example.org", "pencil"))[0].startswith("334 ")
+            async with connected(rig.mx) as client:
+                await client.ask("EHLO client.test")
+                assert (await client.ask("AUTH PLAIN")).startswith("502 ")
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "hosts", [{"10.0.0.0/8": "ann@example.org"}, {"127.0.0.1": "nobody@example.org"}], ids=["other", "none"]
+)
+def test_any_other_host_logs_in(context, hosts):
+    async def scenario():
+        settings = SmtpSettings(submission_hosts=hosts)
+        async with running(settings, tls=context) as rig, connected(rig.submission) as client:
+            await client.ask("EHLO client.test")
+            assert (await client.ask("MAIL FROM:<ann@example.org>")).startswith("530 ")
 
     asyncio.run(scenario())
