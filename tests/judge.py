@@ -1,4 +1,4 @@
-"""Public suites through our entry points: `tests/judges spf|dkim|arc|dmarc|mime|arf|tlsrpt [FOLDER]`.
+"""Public suites through our entry points: `tests/judges spf|dkim|arc|dmarc|mime|arf|bounces|tlsrpt [FOLDER]`.
 
 Prints what passed and what did not, with `--json` as one object and nothing else on stdout.
 Exit codes: 0 all passed, 1 some failed, 2 the corpus is absent or the command wrong.
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.mail import arf_suite, dmarc_suite, mime_suite, tlsrpt_suite
+from tests.mail import arf_suite, bounce_suite, dmarc_suite, mime_suite, tlsrpt_suite
 from tests.sender_auth import arc_suite, dkim_suite, spf_suite
 from tests.sender_auth.zone import corpora
 
@@ -22,6 +22,7 @@ SUITES: dict[str, Callable[[Path], dict[str, str]]] = {
     "mime": mime_suite.run,
     "arf": arf_suite.run,
     "tlsrpt": tlsrpt_suite.run,
+    "bounces": bounce_suite.run,
 }
 
 

@@ -15,7 +15,7 @@ from server.smtp.client_reply import Reply
 from storage.records import DeliveryState, Handover, Outcome
 
 # Before MAIL a refusal speaks of us or of the host, not of the recipient: another host or day may differ.
-HOST_PHASES = frozenset({"connect", "ehlo", "tls"})
+HOST_PHASES = frozenset({"connect", "ehlo", "tls", "auth"})
 # 503: we and the server differ about where we are; 530, 535, 538: it wants TLS or a login first.
 NOT_PROVED = frozenset({503, 530, 535, 538})
 

@@ -121,7 +121,7 @@ def parse_feedback(message: bytes) -> Feedback | None:
         dkim_canonicalized_body=_text(fields, b"dkim-canonicalized-body"),
         spf_dns=_text(fields, b"spf-dns"),
         dkim_adsp_dns=_text(fields, b"dkim-adsp-dns"),
-        returned=_returned(parts, message),
+        returned=read_returned(parts, message),
     )
 
 
@@ -171,17 +171,23 @@ def _time(fields: Header) -> int | None:
     return None if found is None else found[0]
 
 
-def _returned(parts: list[Part], message: bytes) -> Returned | None:
+def read_returned(parts: list[Part], message: bytes) -> Returned | None:
+    """The message that a report or notice returns, whole or its header alone; None where it returns none."""
     found = next((part for part in parts if part.kind in _RETURNED_KINDS), None)
     if found is None:
         return None
     octets = part_octets(found, message)[:MAX_RETURNED_OCTETS].lstrip(b"\r\n")
+    return returned_of(octets, is_whole=found.content.media.is_message)
+
+
+def returned_of(octets: bytes, *, is_whole: bool) -> Returned:
+    """What came back, from its octets."""
     head = octets[: split(octets)]
     fields = Header(head)
     traces = (_OUR_TRACE.search(unfold(value)) for value in fields.all(b"received")[:MAX_TRACES])
     return Returned(
         header=head,
-        is_whole=found.content.media.is_message,
+        is_whole=is_whole,
         message_id=_text(fields, b"message-id"),
         author=_text(fields, b"from"),
         traces=tuple(

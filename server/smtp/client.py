@@ -18,6 +18,7 @@ from typing import Any, cast
 from server.smtp.client_machine import (
     WAITING,
     Answer,
+    Credentials,
     Dialect,
     Machine,
     State,
@@ -56,7 +57,8 @@ class Timeouts:
 class Endpoint:
     """Where to connect: the host's name (for TLS and reports), its IP address, the port, what it speaks.
 
-    security: what it must prove before it gets content.
+    security: what it must prove before it gets content. implicit_tls: TLS from the first octet (RFC 8314).
+    login: whom to log in as. source: our address to connect from, '' for any; name: what we are called there.
     """
 
     host: str
@@ -64,6 +66,10 @@ class Endpoint:
     port: int
     dialect: Dialect = Dialect.SMTP
     security: Security = OPPORTUNISTIC
+    implicit_tls: bool = False
+    login: Credentials | None = None
+    source: str = ""
+    name: str = ""
 
 
 class ConnectFailed(Exception):
@@ -131,6 +137,8 @@ class Client(asyncio.Protocol):
         # uvloop's transports are not subclasses of asyncio's: cast, not checked.
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=WRITE_LIMIT_OCTETS)
+        if self.endpoint.implicit_tls:
+            self._note_tls(self._transport)
         place = transport.get_extra_info("sockname")
         self.source = place[0] if place else ""
 
@@ -180,7 +188,10 @@ class Client(asyncio.Protocol):
             await self._settled(2 * self._timeouts.command + self._timeouts.data)
             if self._state() is State.SEND:
                 await begin(machine.accepted)
-                await self._send_content(content)
+                if machine.chunking:
+                    await self._send_chunk(content, transaction.octets)
+                else:
+                    await self._send_content(content)
                 await self._settled(self._timeouts.final)
         except BaseException:
             self.abort("the transmission was given up")
@@ -202,6 +213,30 @@ class Client(asyncio.Protocol):
                 return
             piece = stuffing.feed(chunk)
         if await self._write(piece + stuffing.finish()):
+            machine.content_sent()
+
+    async def _send_chunk(self, content: Content, octets: int) -> None:
+        """Send all as one chunk (RFC 3030 2): its length is announced, and nothing in it is a command."""
+        machine = self._machine
+        if self._state() is not State.SEND:
+            return
+        machine.sending()
+        piece, left = b"BDAT %d LAST\r\n" % octets, octets
+        async for chunk in content():
+            left -= len(chunk)
+            if left < 0:
+                break
+            # One piece is held back, so that a small message goes out in one write.
+            if len(piece) + len(chunk) <= WRITE_LIMIT_OCTETS:
+                piece += chunk
+                continue
+            if not await self._write(piece):
+                return
+            piece = chunk
+        if left:
+            # Anything sent now would be read as content, or content as commands.
+            self.abort("the message is not as long as it was")
+        elif await self._write(piece):
             machine.content_sent()
 
     async def _write(self, octets: bytes) -> bool:
@@ -340,12 +375,28 @@ async def connect(
     Raises ConnectFailed, whose answer's phase is 'connect', 'ehlo' or 'tls'.
     """
     use = TlsUse.NONE if tls is None else TlsUse.OPPORTUNISTIC
-    machine = Machine(hostname=hostname, dialect=endpoint.dialect, tls=use)
+    machine = Machine(
+        hostname=endpoint.name or hostname,
+        dialect=endpoint.dialect,
+        tls=use,
+        secure=endpoint.implicit_tls,
+        login=endpoint.login,
+    )
     loop = asyncio.get_running_loop()
     client = Client(machine, endpoint, timeouts)
     try:
         async with asyncio.timeout(timeouts.connect):
-            await loop.create_connection(lambda: client, endpoint.address, endpoint.port)
+            await loop.create_connection(
+                lambda: client,
+                endpoint.address,
+                endpoint.port,
+                local_addr=(endpoint.source, 0) if endpoint.source else None,
+                **_wrapped(endpoint, tls),
+            )
+    except ssl.SSLError as error:
+        fault = handshake_fault(error)
+        text = f"the TLS handshake failed: {fault.text}"
+        raise ConnectFailed(Answer("tls", None, text), fault) from None
     except TimeoutError:
         raise ConnectFailed(
             Answer("connect", None, f"no connection within {timeouts.connect:g} seconds")
@@ -354,6 +405,14 @@ async def connect(
         raise ConnectFailed(Answer("connect", None, _reason(error))) from None
     await client.open(tls, judge)
     return client
+
+
+def _wrapped(endpoint: Endpoint, tls: ssl.SSLContext | None) -> dict[str, Any]:
+    """Return what makes the transport one under TLS, where that is from the first octet."""
+    if not endpoint.implicit_tls:
+        return {}
+    assert tls is not None, "such a host is never spoken to in clear"
+    return {"ssl": tls, "server_hostname": endpoint.host}
 
 
 def _refused_tls(answer: Answer) -> Fault | None:

@@ -4,13 +4,15 @@ Owns which command is sent when, what each reply means for which recipient, and
 whether the connection can carry another message. Octets go in by `receive`,
 come out by `take`; the connection waits for `state` to change. Converts no
 content and knows no deadline. RFC 5321, 2920 (PIPELINING), 1870 (SIZE), 6152
-(8BITMIME), 6531 (SMTPUTF8), 3461 (DSN), 3207 (STARTTLS), 8689 (REQUIRETLS), 2033 (LMTP).
+(8BITMIME), 3030 (CHUNKING), 6531 (SMTPUTF8), 3461 (DSN), 3207 (STARTTLS), 4954 (AUTH), 8689
+(REQUIRETLS), 2033 (LMTP).
 """
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from server.smtp.client_reply import Extensions, Reply, ReplyReader, ReplySyntax, read_extensions
@@ -37,6 +39,7 @@ class State(Enum):
     GREETING = "greeting"
     EHLO = "ehlo"
     STARTTLS = "starttls"
+    LOGIN = "login"
     ENVELOPE = "envelope"
     CONTENT = "content"
     FINAL = "final"
@@ -54,7 +57,7 @@ class Transaction:
     """One message to one host. octets: its size with CRLF line ends; eight_bit: any octet over 127.
 
     utf8_header: the header has such octets, which only SMTPUTF8 allows (RFC 6532). require_tls: it goes
-    only where TLS protects it and REQUIRETLS is announced (RFC 8689).
+    only where TLS protects it and REQUIRETLS is announced (RFC 8689). chunked: by BDAT where it is offered.
     """
 
     reverse_path: str | None
@@ -65,13 +68,22 @@ class Transaction:
     ret: str | None = None
     envid: str | None = None
     require_tls: bool = False
+    chunked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What we log in to another server with; never shown."""
+
+    user: str = field(repr=False)
+    password: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What became of one recipient. reply: None where no reply came, then text says what did.
 
-    phase: 'connect', 'ehlo', 'tls', 'mail', 'rcpt', 'data', 'final' or 'policy' (found before sending).
+    phase: 'connect', 'ehlo', 'tls', 'auth', 'mail', 'rcpt', 'data', 'final' or 'policy' (found before sending).
     """
 
     phase: str
@@ -88,10 +100,19 @@ class _Expected:
 class Machine:
     """One connection's dialogue, from greeting to end."""
 
-    def __init__(self, *, hostname: str, dialect: Dialect, tls: TlsUse) -> None:
+    def __init__(
+        self,
+        *,
+        hostname: str,
+        dialect: Dialect,
+        tls: TlsUse,
+        secure: bool = False,
+        login: Credentials | None = None,
+    ) -> None:
         self.state = State.GREETING
         self.extensions = Extensions()
-        self.secure = False
+        self.secure = secure
+        self.chunking = False
         self.greeting_name = ""
         self.failure: Answer | None = None
         self.accepted: tuple[int, ...] = ()
@@ -99,11 +120,13 @@ class Machine:
         self._hostname = hostname
         self._dialect = dialect
         self._tls = tls
+        self._login = login
         self._reader = ReplyReader()
         self._outgoing = bytearray()
         self._expected: deque[_Expected] = deque((_Expected("GREETING"),))
         self._commands: deque[tuple[_Expected, str]] = deque()
         self._answers: list[Answer | None] = []
+        self._steps: list[str] = []
         self._dirty = False
 
     @property
@@ -175,7 +198,9 @@ class Machine:
         self._commands.append((_Expected("MAIL"), _mail(self.extensions, transaction)))
         for index, recipient in enumerate(transaction.recipients):
             self._commands.append((_Expected("RCPT", index), _rcpt(self.extensions, recipient)))
-        self._commands.append((_Expected("DATA"), "DATA"))
+        self.chunking = transaction.chunked and "CHUNKING" in self.extensions
+        if not self.chunking:
+            self._commands.append((_Expected("DATA"), "DATA"))
         self._dirty = True
         self._send_commands()
 
@@ -185,7 +210,7 @@ class Machine:
         self.state = State.CONTENT
 
     def content_sent(self) -> None:
-        """Say that the final dot is written: await the reply, or one a recipient in LMTP."""
+        """Say that the final dot, or all of BDAT's octets, are written: await the reply, or one a recipient in LMTP."""
         if self.state is not State.CONTENT:
             return
         self.state = State.FINAL
@@ -220,6 +245,9 @@ class Machine:
     def _advance(self) -> None:
         if self.state is State.ENVELOPE:
             self._send_commands()
+            if self.chunking and not self._commands and not self._expected:
+                # RFC 3030 2: BDAT takes DATA's place, once it is known that somebody takes the message.
+                self.state = State.SEND if self.accepted else State.READY
         if self.state is State.FINAL and not self._expected:
             self.state = State.READY
 
@@ -284,8 +312,37 @@ class Machine:
         if "STARTTLS" in self.extensions and not self.secure and self._tls is TlsUse.OPPORTUNISTIC:
             self.state = State.STARTTLS
             self._send(_Expected("STARTTLS"), "STARTTLS")
+        elif self._login is not None:
+            self._log_in(self._login)
         else:
             self.state = State.READY
+
+    def _log_in(self, login: Credentials) -> None:
+        offered = self.extensions.keywords.get("AUTH", "").upper().split()
+        self.state = State.LOGIN
+        if not self.secure:
+            self._give_up("the server offers no TLS, and the login is not shown in clear")
+        elif "PLAIN" in offered:
+            # RFC 4616 2: authorization identity, authentication identity, password.
+            self._send(_Expected("AUTH"), f"AUTH PLAIN {_coded(chr(0), login.user, chr(0), login.password)}")
+        elif "LOGIN" in offered:
+            self._send(_Expected("AUTH"), "AUTH LOGIN")
+            self._steps = [_coded(login.user), _coded(login.password)]
+        else:
+            self._give_up("the server offers neither PLAIN nor LOGIN to log in with")
+
+    def _give_up(self, text: str) -> None:
+        self.failure = Answer("auth", None, text)
+        self.state = State.CLOSED
+        self._outgoing.clear()
+
+    def _on_auth(self, reply: Reply, _expected: _Expected) -> None:
+        if reply.code == 334 and self._steps:
+            self._send(_Expected("AUTH"), self._steps.pop(0))
+        elif reply.code == 235:
+            self.state = State.READY
+        else:
+            self.fail(reply.text, reply)
 
     def _on_starttls(self, reply: Reply, _expected: _Expected) -> None:
         if reply.code != 220:
@@ -350,6 +407,7 @@ class Machine:
         "LHLO": _on_ehlo,
         "HELO": _on_helo,
         "STARTTLS": _on_starttls,
+        "AUTH": _on_auth,
         "RSET": _on_rset,
         "MAIL": _on_mail,
         "RCPT": _on_rcpt,
@@ -365,6 +423,7 @@ _PHASES = {
     "LHLO": "ehlo",
     "HELO": "ehlo",
     "STARTTLS": "tls",
+    "AUTH": "auth",
     "RSET": "mail",
     "MAIL": "mail",
     "RCPT": "rcpt",
@@ -406,6 +465,10 @@ def _obstacle(code: int, enhanced: str, text: str) -> Answer:
 NO_REQUIRETLS = _obstacle(
     550, "5.7.30", "the message requires TLS, and the server does not offer REQUIRETLS under TLS"
 )
+
+
+def _coded(*parts: str) -> str:
+    return b64encode("".join(parts).encode("utf-8")).decode()
 
 
 def _unsendable(address: str) -> bool:
