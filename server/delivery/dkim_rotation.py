@@ -17,7 +17,7 @@ import structlog
 from server.arrival import Arrival
 from server.delivery.rotation_letter import at_of, letter, step_of
 from server.dns import DnsFailure, DnsTemporary
-from server.refusal import Refusal
+from server.refusal import Broken, Refusal
 from server.sender_auth import rotation
 from server.sender_auth.keys import ALGORITHMS, make_key, selector_of
 from server.sender_auth.rotation import Act, Pace
@@ -108,8 +108,10 @@ class DkimRotation:
         looks = await asyncio.gather(*map(self._look, looked_at))
         seen = {key.id: one for key, one in zip(looked_at, looks, strict=True)}
         act, keys = await self._threads.write(partial(self._step, owner, domain, seen))
+        before = {key.id: key.looked for key in known}
         for key in keys:
-            if key.id in seen and seen[key.id].said not in ("right", "unknown") and key.state == "active":
+            is_gone = key.state == "active" and key.looked in ("missing", "wrong")
+            if is_gone and key.looked != before.get(key.id):
                 log.warning("key that signs is not in the DNS", domain=domain, selector=key.selector)
         if act is Act.SWITCH:
             log.info("new keys sign", domain=domain)
@@ -189,16 +191,24 @@ class DkimRotation:
         keys = await self._threads.read(partial(dkim.untold, domain=domain, organization_id=owner))
         for step in dict.fromkeys(map(step_of, keys)):
             about = [key for key in keys if step_of(key) == step]
-            try:
-                await self._send(owner, domain, about)
-            except Refusal as refusal:
-                if refusal.temporary:
-                    later = self._clock.now() + self._pace.look_seconds * SECOND
-                    due = {key.id: later for key in about}
-                    await self._threads.write(partial(dkim.set_due, due_at=due))
-                    continue
-                log.warning("operator not told", domain=domain, step=step, reason=refusal.public)
-            await self._threads.write(partial(dkim.told, key_ids=[key.id for key in about]))
+            if await self._is_told(owner, domain, about):
+                await self._threads.write(partial(dkim.told, key_ids=[key.id for key in about]))
+            else:
+                later = self._clock.now() + self._pace.look_seconds * SECOND
+                due = {key.id: later for key in about}
+                await self._threads.write(partial(dkim.set_due, due_at=due))
+
+    async def _is_told(self, owner: str, domain: str, about: Sequence[DkimKey]) -> bool:
+        """Send a letter; False where that has to be tried again."""
+        try:
+            await self._send(owner, domain, about)
+        except Refusal as refusal:
+            log.warning("operator not told", domain=domain, reason=refusal.public)
+            return not refusal.temporary
+        except Broken as error:
+            log.error("operator not told", domain=domain, reason=str(error))
+            return False
+        return True
 
     async def _send(self, owner: str, domain: str, about: Sequence[DkimKey]) -> None:
         newest = max(at_of(key) for key in about)

@@ -6,11 +6,13 @@ Owns its words. Composes and sends nothing by itself; RFC 3834 5 (Auto-Submitted
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import fill
 
 from server.mail.address import parse_mailbox
 from server.mail.compose import Draft, NamedAddress, compose
 from storage.records import DkimKey
 
+WIDTH = 76
 LOST = "lost"
 _SUBJECTS = {
     "made": "New DKIM keys of {domain}: please publish their records",
@@ -53,13 +55,15 @@ def at_of(key: DkimKey) -> int:
 def letter(domain: str, about: Sequence[DkimKey], *, hostname: str, message_id: str, at: int) -> bytes:
     """Return the message about keys that are all at one step; at: microseconds."""
     step = step_of(about[0])
+    postmaster = parse_mailbox(f"postmaster@{domain}", smtputf8=False)
     records = "\n\n".join(_record(key, with_value=step in ("made", LOST)) for key in about)
-    words = _WORDS[step].format(domain=domain)
+    words = fill(_WORDS[step].format(domain=domain), WIDTH)
     where = f"`mailagents domain dkim status {domain}` tells how far they are."
     return compose(
         Draft(
-            from_=NamedAddress(parse_mailbox(f"postmaster@{hostname}", smtputf8=False), "Mailagents"),
-            to=(NamedAddress(parse_mailbox(f"postmaster@{domain}", smtputf8=False)),),
+            # Of the domain itself, which can sign it wherever its postmaster reads.
+            from_=NamedAddress(postmaster, "Mailagents"),
+            to=(NamedAddress(postmaster),),
             subject=_SUBJECTS[step].format(domain=domain),
             message_id=f"{message_id}@{hostname}",
             at=at,
