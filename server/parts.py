@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from server.names.zones import Zones
     from server.routing import Routing
     from server.rulebook import Rulebook
+    from server.smtp.client_machine import Credentials
     from server.smtp.strangers import Strangers
     from server.threads import Hub, Threads
     from server.tls import ServerTls
@@ -293,6 +294,7 @@ class Parts:
     def _build_delivery(
         self, threads: Threads, hub: Hub, routing: Routing, intake: Intake, resolver: Any
     ) -> None:
+        from server.delivery.blocklists import BlockLists
         from server.delivery.bounce import Bouncer
         from server.delivery.closing import Closing
         from server.delivery.complaints import Complaints
@@ -315,9 +317,16 @@ class Parts:
             jitter=random.Random(),  # noqa: S311  spreads retries, keeps no secret
             holder=threads.store.instance,
             fresh=intake.fresh,
+            logins=self._smart_host_logins(),
             sts=self._sts_policies(threads, resolver),
             dane=settings.transport.dane,
             tls_results=self._tls_results(threads, resolver),
+        )
+        block_lists = BlockLists(
+            zones=self._zones,
+            lists=settings.delivery.blocklists if settings.delivery.relay_lane else (),
+            addresses=settings.delivery.public_addresses,
+            keeper=scheduler.keeper,
         )
         drain = settings.server.drain_seconds
         self.add("delivery", start=scheduler.start, stop=lambda: scheduler.stop(drain))
@@ -345,6 +354,7 @@ class Parts:
             seconds=settings.delivery.in_doubt_deadline_seconds,
             unanswered=settings.delivery.in_doubt_unanswered,
         )
+        single.addService(Part("block lists", start=block_lists.start, stop=block_lists.stop))
         single.addService(Part("doubts", start=doubts.start, stop=doubts.stop))
         complaints = Complaints(threads=threads, hub=hub, clock=self.clock, hostname=settings.server.hostname)
         single.addService(Part("complaints", start=complaints.start, stop=complaints.stop))
@@ -449,6 +459,14 @@ class Parts:
         single.addService(Part("webhooks", start=deliverer.start, stop=deliverer.stop))
         calls = RuleCalls(threads=threads, hub=hub, clock=self.clock, expiry_hours=settings.expiry_hours)
         single.addService(Part("calls of rules", start=calls.start, stop=calls.stop))
+
+    def _smart_host_logins(self) -> dict[str, Credentials]:
+        from server.delivery.logins import LoginUnreadable, read_logins
+
+        try:
+            return read_logins(self.settings.delivery.logins)
+        except LoginUnreadable as error:
+            raise StartFailed(str(error)) from None
 
     def _webhook_secret(self) -> Callable[[], bytes]:
         """Return what gives the signing secret; the appliance's own is made when it is first asked for."""

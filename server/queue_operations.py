@@ -13,8 +13,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from server.arguments import WrongArguments
+from server.next_hop import NextHopSyntax, parse_next_hop
 from server.policy_acts import Context, note
-from storage import accounts, doubt, events, queue_acts, queue_view, undoing
+from storage import accounts, doubt, events, queue_acts, queue_view, rerouting, undoing
 from storage.errors import Missing
 from storage.queue_acts import ACTS, LIMIT, Selection, Verb
 
@@ -144,6 +145,61 @@ def queue_verdict(
     return {"delivery": id, "verdict": said.value}
 
 
+def queue_reroute(
+    context: Context,
+    *,
+    hop: str,
+    id: str = "",
+    domain: str = "",
+    organization: str = "",
+    everything: bool = False,
+    reason: str = "",
+) -> dict[str, Any]:
+    """Send what is chosen by another next hop from now on; hop '' takes that back."""
+    scope, subject = _scope(context, id, domain, organization, everything=everything)
+    try:
+        parsed = parse_next_hop(hop) if hop else None
+    except NextHopSyntax as error:
+        raise WrongArguments(str(error)) from None
+    now = context.clock.now()
+
+    def unit(connection: Connection) -> None:
+        if parsed is None:
+            rerouting.remove(connection, scope=scope, subject=subject, at=now)
+        else:
+            said = reason[:REASON_CHARACTERS]
+            rerouting.put(connection, rerouting.Rerouted(scope, subject, hop, context.actor, said, now))
+        note(connection, context, owner=None, action="queue.reroute", thing=subject or "queue", hop=hop)
+
+    context.store.database.write(unit)
+    return {"scope": scope.value, "subject": subject, "hop": hop}
+
+
+def queue_routes(context: Context) -> dict[str, Any]:
+    """Return the routes that were set at run time, the latest first."""
+    now = context.clock.now()
+    found = context.store.database.read(lambda c: rerouting.routes(c, at=now))
+    return {"routes": [{**asdict(one), "scope": one.scope.value} for one in found]}
+
+
+def _scope(
+    context: Context, id: str, domain: str, organization: str, *, everything: bool
+) -> tuple[rerouting.Scope, str]:
+    given = [name for name in (id, domain, organization, everything) if name]
+    if len(given) != 1:
+        raise WrongArguments("say one of: an id, a domain, an organization, or everything")
+    if id:
+        is_one = id.startswith("dlv_")
+        if context.store.database.read(lambda c: events.message_facts(c, message_or_delivery_id=id)) is None:
+            raise Missing(f"{id}: no message or delivery has this id")
+        return (rerouting.Scope.DELIVERY if is_one else rerouting.Scope.MESSAGE), id
+    if domain:
+        return rerouting.Scope.DOMAIN, domain.lower()
+    if organization:
+        return rerouting.Scope.ORGANIZATION, _owner(context, organization)
+    return rerouting.Scope.ALL, ""
+
+
 def queue_undo(context: Context, *, action: str, organization: str = "") -> dict[str, Any]:
     """Give the deliveries of an action back what they were, as far as nothing happened to them since.
 
@@ -244,6 +300,8 @@ QUEUE_OPERATIONS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "queue-act": queue_act,
     "queue-doubts": queue_doubts,
     "queue-verdict": queue_verdict,
+    "queue-reroute": queue_reroute,
+    "queue-routes": queue_routes,
     "queue-undo": queue_undo,
     "queue-actions": queue_actions,
 }

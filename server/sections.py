@@ -31,10 +31,13 @@ from server.settings_kinds import (
     SecretFile,
     Section,
     directory,
+    fixed_hop,
+    ip_text,
     mail_address,
     network,
     next_hop,
     server_address,
+    zone,
 )
 from server.settings_text import setting
 
@@ -430,6 +433,35 @@ class Delivery(Section):
         "directory of the data directory instead of sending it; refuse bounces it.",
         allowed=NEXT_HOP,
     )
+    organization_routes: Annotated[
+        dict[str, Annotated[str, AfterValidator(next_hop)]], Field(max_length=10_000)
+    ] = setting(
+        {},
+        "Next hop by organization, id or name, for domains that routes do not name.",
+        allowed="a table of organization = next hop; a next hop is " + NEXT_HOP,
+    )
+    logins: Annotated[dict[str, SecretFile], Field(max_length=1000)] = setting(
+        {},
+        "What is shown to smart hosts, as a table of NAME = file. The file has the user on its first line "
+        "and the password on the second. A next hop asks for it by ,login=NAME.",
+        allowed="a table of name = " + FILE,
+    )
+    relay_lane: Annotated[str, AfterValidator(fixed_hop)] = setting(
+        "",
+        "Smart host for what goes by the DNS and is refused for the reputation of this server's address: the "
+        "destination is sent to through it for relay_lane_seconds. All goes through it while one of "
+        "blocklists lists one of public_addresses.",
+        allowed="empty, or a next hop with a host",
+    )
+    relay_lane_seconds: int = setting(
+        7 * DAY, "How long a destination that refused goes by the relay lane.", at_least=60, at_most=90 * DAY
+    )
+    blocklists: Annotated[tuple[Annotated[str, AfterValidator(zone)], ...], Field(strict=False)] = setting(
+        (), "DNS lists in which public_addresses are looked for every ten minutes.", allowed="a list of zones"
+    )
+    public_addresses: Annotated[tuple[Annotated[str, AfterValidator(ip_text)], ...], Field(strict=False)] = (
+        setting((), "The addresses that this server's mail comes from.", allowed="a list of IP addresses")
+    )
     forwarded_sender: Literal["ours", "original"] = setting(
         "ours",
         "Envelope sender of mail that a route or rule forwards to another server. ours is an address in the "
@@ -438,7 +470,7 @@ class Delivery(Section):
     )
     concurrency: int = setting(100, "Attempts at once.", unit="attempts", at_least=1, at_most=10_000)
     per_domain_concurrency: int = setting(
-        10, "Connections at once to one domain.", unit="connections", at_least=1, at_most=1000
+        20, "Connections at once to one domain.", unit="connections", at_least=1, at_most=1000
     )
     messages_per_connection: int = setting(
         100,

@@ -6,15 +6,16 @@ Refuses a value by raising ValueError with what is allowed.
 from __future__ import annotations
 
 import re
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from server.dns_list import parse as parse_dns_list
 from server.listen import parse_listen
 from server.mail.address import parse_mailbox
-from server.next_hop import parse_next_hop
+from server.next_hop import FORMS, parse_next_hop
 
 MEBI = 1 << 20
 HOUR = 3600
@@ -51,6 +52,26 @@ def next_hop(text: str) -> str:
     return text
 
 
+def fixed_hop(text: str) -> str:
+    """Return a next hop that names a host, or nothing."""
+    if text and not parse_next_hop(text).host:
+        raise ValueError("the next hop must name a host")
+    return text
+
+
+def zone(text: str) -> str:
+    """Return the zone of a DNS list, without codes and weight."""
+    found = parse_dns_list(text)
+    if found.codes or found.weight != 1:
+        raise ValueError("the zone alone")
+    return found.zone
+
+
+def ip_text(text: str) -> str:
+    """Return an IP address in its usual form."""
+    return str(ip_address(text))
+
+
 def network(text: str) -> str:
     """Return a network, or an address as one."""
     ip_network(text)
@@ -74,7 +95,7 @@ LISTENERS = "a list of tcp:HOST:PORT, systemd:NAME or unix:PATH, each with ,prox
 UNIX_LISTENERS = LISTENERS.replace("unix:PATH,", "unix:PATH,mode=0660,owner=USER,group=GROUP,")
 ANY_LISTENERS = LISTENERS.replace("tcp:HOST:PORT,", "tcp:HOST:PORT, tls:HOST:PORT,")
 TLS_LISTENERS = "a list of tls:HOST:PORT, systemd:NAME or unix:PATH, each with ,proxy behind it or not"
-NEXT_HOP = "mx, smtp:HOST:PORT, lmtp:HOST:PORT, capture or refuse"
+NEXT_HOP = FORMS
 
 Directory = Annotated[Path, Field(strict=False), AfterValidator(_absolute)]
 SecretFile = Annotated[str, AfterValidator(_reference)]

@@ -212,6 +212,16 @@ def queue_actions(result: Mapping[str, Any]) -> None:
         print(f"  by {row['actor']}")
 
 
+def queue_routes(result: Mapping[str, Any]) -> None:
+    """Print the routes that were set at run time."""
+    if not result["routes"]:
+        print("no route is set")
+    for row in result["routes"]:
+        until = f", until {moment(row['until'])[:19]}" if row["until"] else ""
+        print(f"{row['scope']} {plain(row['subject'])} -> {plain(row['hop'])}".replace("  ", " ") + until)
+        print(f"  by {row['actor']} {moment(row['at'])[:19]} {plain(row['reason'])}".rstrip())
+
+
 def queue_doubts(result: Mapping[str, Any]) -> None:
     """Print what waits for a verdict."""
     if not result["deliveries"]:

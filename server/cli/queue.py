@@ -114,6 +114,37 @@ def verdict(
     show(result, as_json=as_json, how=output.facts)
 
 
+@app.command("reroute")
+def reroute(
+    hop: Annotated[str, typer.Argument(help="Next hop, as in delivery.default_route; '' takes it back.")],
+    identifier: Annotated[str, typer.Option("--id", help="Of a delivery or a message.")] = "",
+    domain: DomainOption = "",
+    organization: OrganizationOption = "",
+    everything: AllOption = False,
+    reason: Annotated[str, typer.Option(help="Kept with the route.")] = "",
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Send a delivery, a message, a domain's, an organization's or all mail by another next hop."""
+    arguments = {
+        "hop": hop,
+        "id": identifier,
+        "domain": domain,
+        "organization": organization,
+        "everything": everything,
+        "reason": reason,
+    }
+    result = perform(config, "queue-reroute", arguments, as_json=as_json)
+    show(result, as_json=as_json, how=output.facts)
+
+
+@app.command("routes")
+def routes(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Show the routes that were set at run time, by people and by refusals for our reputation."""
+    result = perform(config, "queue-routes", {}, as_json=as_json)
+    show(result, as_json=as_json, how=output.queue_routes)
+
+
 @app.command("undo")
 def undo(action: str, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Take an action back, by the id that it printed, as far as no delivery has gone on since."""

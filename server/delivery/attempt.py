@@ -104,7 +104,7 @@ class Transmitter:
         self._forwarding = forwarding
         self._protection = protection
         self._results = results
-        self._hosts: dict[str, tuple[float, tuple[Exchanger, ...]]] = {}
+        self._hosts: dict[tuple[str, Route], tuple[float, tuple[Exchanger, ...]]] = {}
 
     async def send(self, group: Group, letter: Letter, *, begin: Begin) -> Outcomes:
         """Return an outcome for each delivery of a group, by id.
@@ -201,7 +201,8 @@ class Transmitter:
         exchangers = in_order(await self._find(group), self._dice)
         if not group.verified:
             # RFC 8689 5: what the sender says of the way comes before what the recipient's domain asks.
-            return [relaxed(one) for one in exchangers] if letter.tls_optional else exchangers
+            is_free = letter.tls_optional and fixed(group.hop) is None
+            return [relaxed(one) for one in exchangers] if is_free else exchangers
         if not group.require_tls:
             # Policy asks for a certificate of the name that the MX record gives, proved or not.
             return [required(one, by="a rule asks for TLS") for one in exchangers]
@@ -308,7 +309,7 @@ class Transmitter:
             self._results.note(Session(group.domain, reported, fault, place.host, place.address, source))
 
     async def _find(self, group: Group) -> tuple[Exchanger, ...]:
-        until, known = self._hosts.get(group.domain, (0.0, ()))
+        until, known = self._hosts.get((group.domain, group.hop), (0.0, ()))
         now = self._clock.monotonic()
         if known and now < until:
             return known
@@ -321,7 +322,7 @@ class Transmitter:
             found = tuple(replace(one, applied=CONFIGURED) for one in await self._exchangers.of_hop(hop))
         if len(self._hosts) >= HOSTS_LIMIT:
             self._hosts.clear()
-        self._hosts[group.domain] = (now + HOSTS_SECONDS, found)
+        self._hosts[group.domain, group.hop] = (now + HOSTS_SECONDS, found)
         return found
 
 
@@ -435,6 +436,7 @@ def _transaction(
         ret=envelope.ret,
         envid=envelope.envid,
         require_tls=envelope.require_tls,
+        chunked=letter.ends_whole,
     )
 
 

@@ -1,4 +1,4 @@
-"""The end of the time in which actions on the queue can be taken back.
+"""The end of the time in which actions on the queue can be taken back, and of routes that ended.
 
 Owns when that is looked for; storage lets the deliveries go, and this removes the files.
 """
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from server.delivery.ledger import discard_files
 from server.turns import Turns
-from storage import undoing
+from storage import rerouting, undoing
 
 if TYPE_CHECKING:
     from server.clock import Clock
@@ -48,3 +48,4 @@ class Closing:
                 break
         kept_since = self._clock.now() - KEPT_SECONDS * SECOND
         await self._threads.write(partial(undoing.forget, before=kept_since))
+        await self._threads.write(partial(rerouting.prune, at=self._clock.now()))

@@ -8,7 +8,7 @@ RFC 5321 5.1, RFC 7505 (null MX).
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
@@ -18,10 +18,10 @@ from server.delivery import outcome
 from server.dns import DnsFailure, DnsTemporary, Mx, NoAnswer, NoSuchDomain
 from server.mail.address import literal_address
 from server.mail.network import is_public
-from server.next_hop import NextHop, NextHopKind
+from server.next_hop import HopTls, NextHop, NextHopKind
 from server.smtp.client import Endpoint
-from server.smtp.client_machine import Dialect
-from server.transport.security import NO_POLICY, Applied, Fault
+from server.smtp.client_machine import Credentials, Dialect
+from server.transport.security import NO_POLICY, OPPORTUNISTIC, WEBPKI, Applied, Fault
 from server.transport.tlsa import base_names
 
 if TYPE_CHECKING:
@@ -71,8 +71,15 @@ class Exchangers:
     """Finds hosts by a resolver. hostname: our own, whose MX records mark a loop."""
 
     def __init__(
-        self, resolver: Resolver, *, hostname: str, allow_private_addresses: bool, port: int = SMTP_PORT
+        self,
+        resolver: Resolver,
+        *,
+        hostname: str,
+        allow_private_addresses: bool,
+        port: int = SMTP_PORT,
+        logins: Mapping[str, Credentials] | None = None,
     ) -> None:
+        self._logins = logins or {}
         self._resolver = resolver
         self._hostname = hostname.lower()
         self._allow_private = allow_private_addresses
@@ -81,6 +88,9 @@ class Exchangers:
     async def of_hop(self, hop: NextHop) -> tuple[Exchanger, ...]:
         """Return the one host that a configured hop names; raises Unroutable."""
         dialect = Dialect.LMTP if hop.kind is NextHopKind.LMTP else Dialect.SMTP
+        if hop.login and hop.login not in self._logins:
+            text = f"the next hop wants the login {hop.login}, which delivery.logins has not"
+            raise Unroutable(outcome.deferred("policy", text, enhanced="4.3.5"))
         try:
             ip_address(hop.host)
             found: tuple[str, ...] = (hop.host,)
@@ -90,7 +100,16 @@ class Exchangers:
             except DnsFailure as failure:
                 # Configured by hand: whatever is wrong with it, the mail is not to blame.
                 raise Unroutable(outcome.deferred("dns", str(failure), enhanced="4.4.3")) from None
-        return (Exchanger(0, tuple(Endpoint(hop.host, one, hop.port, dialect) for one in found), True),)
+        place = Endpoint(
+            hop.host,
+            "",
+            hop.port,
+            dialect,
+            security=OPPORTUNISTIC if hop.tls is HopTls.OPPORTUNISTIC else WEBPKI,
+            implicit_tls=hop.tls is HopTls.IMPLICIT,
+            login=self._logins.get(hop.login),
+        )
+        return (Exchanger(0, tuple(replace(place, address=one) for one in found), True),)
 
     async def of_domain(self, domain: str) -> tuple[Exchanger, ...]:
         """Return a domain's hosts, best preference first; raises Unroutable."""

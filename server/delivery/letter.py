@@ -31,7 +31,7 @@ class Letter:
 
     utf8_header: such octets before the first empty line. bare_ends: a CR or LF that stands alone.
     is_recoded: what goes out is the file with its binary parts encoded; octets is the size of that.
-    tls_optional: its header says `TLS-Required: No` (RFC 8689 5).
+    ends_whole: the last line has its CRLF. tls_optional: its header says `TLS-Required: No` (RFC 8689 5).
     """
 
     path: Path
@@ -41,6 +41,7 @@ class Letter:
     bare_ends: bool
     whole: bytes | None
     is_recoded: bool = False
+    ends_whole: bool = True
     tls_optional: bool = False
 
     def chunks(self, threads: Threads) -> Callable[[], AsyncIterator[bytes]]:
@@ -108,6 +109,8 @@ def letter_of(octets: bytes, path: Path) -> Letter:
         utf8_header=not header.isascii(),
         bare_ends=_has_bare_ends(octets) or octets.endswith(b"\r"),
         whole=octets,
+        ends_whole=octets.endswith(b"\r\n"),
+        tls_optional=_TLS_OPTIONAL in header.lower() and _is_tls_optional(header),
     )
 
 
@@ -115,24 +118,27 @@ def read_letter(path: Path) -> Letter:
     """Return a message's facts; blocks on the disk. Raises OSError where the file is not to be read."""
     with path.open("rb") as file:
         first = file.read(SMALL_OCTETS + 1)
-        whole = first if len(first) <= SMALL_OCTETS else None
+        if len(first) <= SMALL_OCTETS:
+            return letter_of(first, path)
         header = first[: _header_octets(first)]
         octets, eight_bit, bare_ends = 0, False, False
-        chunk, carried = first, b""
+        chunk, carried, ending = first, b"", b""
         while chunk:
             octets += len(chunk)
+            ending = (ending + chunk[-2:])[-2:]
             eight_bit = eight_bit or not chunk.isascii()
             bare_ends = bare_ends or _has_bare_ends(carried + chunk)
             # A CR at the end is judged with what follows it.
             carried = b"\r" if chunk.endswith(b"\r") else b""
-            chunk = b"" if whole is not None else file.read(CHUNK_OCTETS)
+            chunk = file.read(CHUNK_OCTETS)
     return Letter(
         path=path,
         octets=octets,
         eight_bit=eight_bit,
         utf8_header=not header.isascii(),
         bare_ends=bare_ends or bool(carried),
-        whole=whole,
+        whole=None,
+        ends_whole=ending == b"\r\n",
         tls_optional=_TLS_OPTIONAL in header.lower() and _is_tls_optional(header),
     )
 

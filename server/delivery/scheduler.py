@@ -28,16 +28,17 @@ from server.delivery.exchangers import Exchangers
 from server.delivery.forwarding import Forwarding, is_unanswerable
 from server.delivery.home import Homeward
 from server.delivery.ledger import LeaseLost, Ledger
-from server.delivery.outcome import in_doubt, slows_down
+from server.delivery.outcome import blames_us, in_doubt, slows_down
 from server.delivery.pool import Pool
 from server.delivery.protection import Protection
-from server.delivery.route import Routes
+from server.delivery.route import BY_MX, RouteKeeper, Routes
 from server.smtp.client import BLOCK_SECONDS, DATA_SECONDS, Timeouts
 from storage import queue
 from storage.errors import StorageError
 from storage.lanes import Lane, Place, lanes, next_due
 from storage.queue import Pick, Settlement
 from storage.records import Delivery, DeliveryState, Outcome
+from storage.rerouting import TOPIC, Scope
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from server.intake import Intake
     from server.routing import Routing
     from server.sections import Delivery as DeliverySettings
+    from server.smtp.client_machine import Credentials
     from server.threads import Hub, Threads
     from server.transport.policies import StsPolicies
     from server.transport.results import TlsResults
@@ -89,6 +91,7 @@ class Scheduler:
         jitter: random.Random,
         holder: str = "",
         fresh: Fresh | None = None,
+        logins: Mapping[str, Credentials] | None = None,
         sts: StsPolicies | None = None,
         dane: bool = False,
         tls_results: TlsResults | None = None,
@@ -101,7 +104,15 @@ class Scheduler:
         self._holder = holder
         self._asks_in_doubt = settings.in_doubt == "ask"
         self._lease_seconds = settings.data_timeout_seconds + LEASE_MARGIN_SECONDS
-        self._routes = Routes(routes=settings.routes, default=settings.default_route, routing=routing)
+        self._routes = Routes(
+            routes=settings.routes,
+            default=settings.default_route,
+            routing=routing,
+            organizations=settings.organization_routes,
+            lane=settings.relay_lane,
+        )
+        self.keeper = RouteKeeper(self._routes, threads=threads, clock=clock)
+        self._lane_seconds = settings.relay_lane_seconds
         self._pool = Pool(
             hostname=hostname,
             tls=tls_context,
@@ -121,7 +132,10 @@ class Scheduler:
             threads=threads, clock=clock, delay_notice_after=delay or None, settled=self._on_settled
         )
         exchangers = Exchangers(
-            resolver, hostname=hostname, allow_private_addresses=settings.allow_private_addresses
+            resolver,
+            hostname=hostname,
+            allow_private_addresses=settings.allow_private_addresses,
+            logins=logins,
         )
         self._carrier = Carrier(
             threads=threads,
@@ -157,11 +171,15 @@ class Scheduler:
         self._next_end: int | None = None
         self._main: list[asyncio.Task[None]] = []
         self._unsubscribe: Callable[[], None] = _nothing
+        self._forget_routes: Callable[[], None] = _nothing
+        self._has_new_routes = False
 
     async def start(self) -> None:
         """Take back what a dead process left behind and begin to deliver."""
         await self._reclaim(FOREVER if self._threads.store.database.dialect == "sqlite" else None)
+        await self.keeper.load()
         self._unsubscribe = self._hub.subscribe("queue", None, self._on_notice)
+        self._forget_routes = self._hub.subscribe(TOPIC, None, self._on_routes)
         loop = asyncio.get_running_loop()
         self._main = [loop.create_task(self._run()), loop.create_task(self._renew())]
 
@@ -169,6 +187,7 @@ class Scheduler:
         """Lease no more, wait for attempts as long as the limit allows, give back the rest."""
         self._stopping = True
         self._unsubscribe()
+        self._forget_routes()
         # Not cancelled: a lease under way would be lost to everybody until it ended.
         self._wake.set()
         await asyncio.wait(self._main[:1])
@@ -198,6 +217,10 @@ class Scheduler:
     def _on_notice(self, _notice: Notice) -> None:
         self.wake()
 
+    def _on_routes(self, _notice: Notice) -> None:
+        self._has_new_routes = True
+        self._wake.set()
+
     # Looking and leasing: one task, so that a scan and a lease never overtake each other.
 
     async def _run(self) -> None:
@@ -216,6 +239,9 @@ class Scheduler:
             await self._sleep()
 
     async def _turn(self) -> None:
+        if self._has_new_routes:
+            self._has_new_routes = False
+            await self.keeper.load()
         if self._may_look():
             await self._look()
         while not self._stopping and (picks := self._backlog.choose()):
@@ -260,12 +286,14 @@ class Scheduler:
             self._backlog.add(group)
 
     async def _group(self, deliveries: Sequence[Delivery]) -> list[Group]:
-        together: dict[tuple[str, str], list[Delivery]] = {}
+        together: dict[tuple[str, str, str], list[Delivery]] = {}
         for one in deliveries:
-            together.setdefault((one.domain, one.message_id), []).append(one)
+            key = one.domain, one.message_id, self._routes.apart(one)
+            together.setdefault(key, []).append(one)
+        now = self._clock.now()
         return [
-            Group(domain, await self._routes.find(domain), tuple(members))
-            for (domain, _), members in together.items()
+            Group(domain, await self._routes.find(members[0], now=now), tuple(members))
+            for (domain, *_), members in together.items()
         ]
 
     def _lease_end(self, now: int) -> int:
@@ -309,7 +337,7 @@ class Scheduler:
         try:
             outcomes = await self._carrier.carry(group)
             self._adapt(turn, outcomes)
-            self._settle(group.deliveries, outcomes)
+            await self._settle_group(group, outcomes)
         except LeaseLost:
             log.warning("lease lost before sending", message=group.message_id)
             # Those that are still ours are due again at once; the lost ones are fenced off.
@@ -333,6 +361,27 @@ class Scheduler:
             turn.destination.window.failed()
         else:
             turn.destination.window.succeeded()
+
+    async def _settle_group(self, group: Group, outcomes: Mapping[str, Outcome]) -> None:
+        """Settle an attempt; what our reputation stopped goes by the relay lane, where there is one."""
+        refusal = None
+        if self._routes.lane is not None and group.hop == BY_MX:
+            refusal = next((one for one in outcomes.values() if blames_us(one)), None)
+        if refusal is None:
+            self._settle(group.deliveries, outcomes)
+            return
+        await self.keeper.divert(
+            scope=Scope.DOMAIN, subject=group.domain, reason=refusal.text, seconds=self._lane_seconds
+        )
+        stopped = [one for one in group.deliveries if blames_us(outcomes[one.id])]
+        self._settle([one for one in group.deliveries if one not in stopped], outcomes)
+        self._ledger.settle([self._diverted(one, outcomes[one.id]) for one in stopped])
+
+    def _diverted(self, delivery: Delivery, outcome: Outcome) -> Settlement:
+        text = f"{outcome.text} (refused for this server's reputation: it goes by the relay lane now)"
+        return Settlement(
+            delivery, replace(outcome, state=DeliveryState.DEFERRED, text=text), self._clock.now()
+        )
 
     def _settle(self, deliveries: Sequence[Delivery], outcomes: Mapping[str, Outcome]) -> None:
         settlements = [self._settlement(one, outcomes[one.id]) for one in deliveries]

@@ -83,7 +83,7 @@ class Credentials:
 class Answer:
     """What became of one recipient. reply: None where no reply came, then text says what did.
 
-    phase: 'connect', 'ehlo', 'tls', 'auth', 'mail', 'rcpt', 'data', 'final' or 'policy' (found before sending).
+    phase: 'connect', 'ehlo', 'tls', 'auth', 'mail', 'rcpt', 'data', 'final' or 'policy' (found before).
     """
 
     phase: str
@@ -210,7 +210,7 @@ class Machine:
         self.state = State.CONTENT
 
     def content_sent(self) -> None:
-        """Say that the final dot, or all of BDAT's octets, are written: await the reply, or one a recipient in LMTP."""
+        """Say that all of the content is written: await the reply, or one a recipient in LMTP."""
         if self.state is not State.CONTENT:
             return
         self.state = State.FINAL

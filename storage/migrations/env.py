@@ -12,13 +12,14 @@ from storage import engine
 from storage.errors import Corrupt
 from storage.schema_dmarc import dmarc_reports
 from storage.schema_doubt import doubt_verdicts
+from storage.schema_routes import queue_routes
 from storage.schema_tls import tls_policies
 from storage.schema_undoing import queue_actions
 
 # Any number will do, as long as it stays the same: 'mail' in ASCII.
 ADVISORY_LOCK = 0x6D61696C
 # All modules of tables share one metadata, once each is imported.
-TABLES = (dmarc_reports, doubt_verdicts, tls_policies, queue_actions)
+TABLES = (dmarc_reports, doubt_verdicts, queue_routes, tls_policies, queue_actions)
 
 
 def run() -> None:

@@ -10,12 +10,13 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
 import storage.migrations
-from storage import engine, schema_dmarc, schema_doubt, schema_undoing
+from storage import engine, schema_dmarc, schema_doubt, schema_routes, schema_undoing
 from storage.db import Database
 
 METADATA = schema_dmarc.dmarc_reports.metadata
 assert schema_undoing.queue_actions.metadata is METADATA
 assert schema_doubt.doubt_verdicts.metadata is METADATA
+assert schema_routes.queue_routes.metadata is METADATA
 FOLDER = Path(storage.migrations.__file__).parent
 
 
