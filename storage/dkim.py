@@ -2,7 +2,7 @@
 
 Owns which keys of a domain are at which step, what the DNS was seen to say of them, and
 what the operator was told. A domain has one rotation at a time; every step is an event of the
-organization. What step is next is the caller's. A selector is never used again.
+organization. What step is next is the caller's. Retired keys are kept up to RETIRED_LIMIT a domain.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, exists, func, insert, select, update
+from sqlalchemy import Connection, delete, exists, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from storage import audit, events, ids
@@ -24,7 +24,9 @@ from storage.schema import deliveries, domains
 from storage.schema import dkim_keys as table
 
 PENDING = ("made", "published")
-RETIRED_LIMIT = 100  # of a domain's retired keys that are shown, the newest
+RETIRED_LIMIT = 100  # of a domain's retired keys that are kept, the newest
+KEYS_PER_DAY = 40  # of one domain
+DAY = 86_400 * 1_000_000
 DAEMON = "daemon"
 LOST = "lost"  # told of a key that signs and whose record is gone
 
@@ -95,8 +97,8 @@ def begin(
     where a rotation is under way.
     """
     lock(connection, organization_id=organization_id, domain=domain)
-    if any(key.state in PENDING for key in keys(connection, domain=domain)):
-        raise Conflict(f"a rotation of the keys of {domain} is under way")
+    require_none(connection, organization_id=organization_id, domain=domain, at=at)
+    _prune(connection, domain)
     rows = [
         {
             "id": ids.new("dkm"),
@@ -122,6 +124,31 @@ def begin(
     _tell(connection, found, "made", at=at)
     _note(connection, organization_id, "domain.dkim_rotate", domain, found, actor=actor, at=at)
     return found
+
+
+def require_none(connection: Connection, *, organization_id: str, domain: str, at: int) -> None:
+    """Raise Conflict where a rotation is under way, or where there were too many within a day.
+
+    To be asked before keys are made as well, since that costs more than all else.
+    """
+    mine = table.c.domain == domain, table.c.organization_id == organization_id
+    states = select(table.c.state).where(*mine, table.c.state.in_(PENDING)).limit(1)
+    if connection.execute(states).first() is not None:
+        raise Conflict(f"a rotation of the keys of {domain} is under way")
+    lately = select(func.count()).select_from(table).where(*mine, table.c.created_at > at - DAY)
+    if int(connection.execute(lately).scalar_one()) >= KEYS_PER_DAY:
+        raise Conflict(f"{domain} got {KEYS_PER_DAY} keys within a day: rotate again tomorrow")
+
+
+def _prune(connection: Connection, domain: str) -> None:
+    """Forget the oldest retired keys; their selectors name a second that does not come again."""
+    ended = select(table.c.id).where(
+        table.c.domain == domain, table.c.state == "retired", table.c.due_at.is_(None)
+    )
+    kept = ended.order_by(table.c.id.desc()).limit(RETIRED_LIMIT)
+    beyond = [row.id for row in connection.execute(ended.where(table.c.id.not_in(kept)))]
+    if beyond:
+        connection.execute(delete(table).where(table.c.id.in_(beyond)))
 
 
 def look(
