@@ -34,6 +34,8 @@ _NOT_BASE64 = bytes(
     if octet not in b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 )
 _WHITE = re.compile(rb"[ \t]*")
+_ADDRESSES = re.compile(rb"(?:resent-)?(?:from|sender|reply-to|to|cc|bcc)[ \t]{0,80}:", re.I)
+_CROWDED = re.compile(rb",(?![ \t])")
 _WIDE_LABEL = re.compile(rb":\s*(?:8-?bit|binary)\s*\Z", re.I)
 
 Encode = Callable[[Octets, int, int], Iterator[bytes]]
@@ -167,7 +169,9 @@ def _encoder(message: Octets, part: Part) -> tuple[bytes, Encode]:
     is_quoted = encoding == b"quoted-printable"
     if end - start <= TEXT_OCTETS and part.is_text:
         body = a2b_qp(message[start:end]) if is_quoted else message[start:end]
-        if _suits_quoted(body):
+        # What was quoted may hold lines that look like a delimiter as soon as they are not.
+        is_hidden = is_quoted and (body.startswith(b"--") or b"\n--" in body)
+        if not is_hidden and _suits_quoted(body):
             return b"quoted-printable", _requoted if is_quoted else _quoted
     return b"base64", _from_quoted if is_quoted else _encoded
 
@@ -288,7 +292,15 @@ def refolded(header: bytes) -> bytes:
     """Return a header without long lines; raises Unencodable where one has no place to fold."""
     if not _has_long_line(header, 0, len(header)):
         return header
-    return b"\r\n".join([_folded(line) for line in header.split(b"\r\n")])
+    return b"\r\n".join([_folded(_spaced(line)) for line in header.split(b"\r\n")])
+
+
+def _spaced(line: bytes) -> bytes:
+    """Return a long list of addresses with a space behind each comma, where it can be folded."""
+    # In quoted strings and comments commas may stand that part no addresses.
+    if len(line) <= LINE_OCTETS or b'"' in line or b"(" in line or _ADDRESSES.match(line) is None:
+        return line
+    return _CROWDED.sub(b", ", line)
 
 
 def _folded(line: bytes) -> bytes:
@@ -305,6 +317,8 @@ def _folded(line: bytes) -> bytes:
 def _cut(line: bytes, at: int) -> int:
     """Return where to break a line that begins at a place: at the usual column, else as soon as it can be."""
     begin = _past_white(line, at)
+    if line.startswith(b"--"):
+        begin = len(line)  # no field is called so, and its beginning alone might pass for a delimiter
     cut = max(line.rfind(b" ", begin, at + FOLD_COLUMN + 1), line.rfind(b"\t", begin, at + FOLD_COLUMN + 1))
     if cut < 0:
         ends = [line.find(mark, begin, at + LINE_OCTETS + 1) for mark in (b" ", b"\t")]
