@@ -133,11 +133,12 @@ class Parts:
             says_names=settings.authentication.iprev,
         )
         self.add("client facts", stop=client_facts.stop)
+        self._counters = Counters(threads, self.clock)
         standing = Standing(
             threads=threads,
             clock=self.clock,
             rulebook=self._rulebook,
-            counters=Counters(threads, self.clock),
+            counters=self._counters,
             zones=self._zones,
             reload_seconds=settings.policy.list_reload_seconds,
         )
@@ -301,6 +302,7 @@ class Parts:
         from server.delivery.doubts import Doubts
         from server.delivery.held import HeldExpiry
         from server.delivery.scheduler import Scheduler
+        from server.delivery.sources import Sources, plan_of
 
         settings = self.settings
         scheduler = Scheduler(
@@ -318,6 +320,7 @@ class Parts:
             holder=threads.store.instance,
             fresh=intake.fresh,
             logins=self._smart_host_logins(),
+            sources=Sources(plan_of(settings.delivery), counters=self._counters, clock=self.clock),
             sts=self._sts_policies(threads, resolver),
             dane=settings.transport.dane,
             tls_results=self._tls_results(threads, resolver),

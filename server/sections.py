@@ -8,6 +8,7 @@ names a file, or `credential:NAME` for a systemd credential.
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -36,6 +37,7 @@ from server.settings_kinds import (
     mail_address,
     network,
     next_hop,
+    rate,
     server_address,
     zone,
 )
@@ -471,6 +473,47 @@ class Delivery(Section):
     concurrency: int = setting(100, "Attempts at once.", unit="attempts", at_least=1, at_most=10_000)
     per_domain_concurrency: int = setting(
         20, "Connections at once to one domain.", unit="connections", at_least=1, at_most=1000
+    )
+    per_provider_concurrency: int = setting(
+        50,
+        "Connections at once to the hosts of one provider, whatever domains they serve: known by the last "
+        "labels of the host that an MX record names.",
+        unit="connections",
+        at_least=1,
+        at_most=10_000,
+    )
+    rates: Annotated[dict[str, Annotated[str, AfterValidator(rate)]], Field(max_length=10_000)] = setting(
+        {},
+        'Most recipients in a time, by domain ("example.net" = "100/minute") or by provider '
+        '("mx:google.com" = "10/second").',
+        allowed="a table of domain or mx:PROVIDER = N/second, N/minute, N/hour or N/day",
+    )
+    source_addresses: Annotated[dict[Annotated[str, AfterValidator(ip_text)], str], Field(max_length=256)] = (
+        setting(
+            {},
+            "Addresses of this machine that mail leaves from, with the name of each in EHLO (empty: "
+            "server.hostname). A destination keeps to one of them. Empty: the system chooses.",
+            allowed="a table of IP address = name",
+        )
+    )
+    source_pools: Annotated[
+        dict[str, tuple[Annotated[str, AfterValidator(ip_text)], ...]], Field(strict=False, max_length=256)
+    ] = setting(
+        {},
+        "Addresses that are kept for some organizations: they leave the common pool.",
+        allowed="a table of pool = list of IP addresses",
+    )
+    organization_pools: Annotated[dict[str, str], Field(max_length=10_000)] = setting(
+        {}, "Pool by id of an organization.", allowed="a table of organization = pool"
+    )
+    warm_up: Annotated[dict[Annotated[str, AfterValidator(ip_text)], date], Field(max_length=256)] = setting(
+        {},
+        "First day of addresses that are new: from then on one sends to warm_up_first_day recipients a day, "
+        "twice as many every two days, for four weeks. What is beyond that waits.",
+        allowed="a table of IP address = date, such as 2026-12-01",
+    )
+    warm_up_first_day: int = setting(
+        500, "What a new address may send to in a day at first.", unit="recipients", at_least=1, at_most=10**7
     )
     messages_per_connection: int = setting(
         100,

@@ -52,6 +52,13 @@ def next_hop(text: str) -> str:
     return text
 
 
+def rate(text: str) -> str:
+    """Return a rate of recipients as delivery reads it."""
+    if not re.fullmatch(r"[1-9][0-9]{0,8}/(second|minute|hour|day)", text):
+        raise ValueError("a rate is N/second, N/minute, N/hour or N/day")
+    return text
+
+
 def fixed_hop(text: str) -> str:
     """Return a next hop that names a host, or nothing."""
     if text and not parse_next_hop(text).host:

@@ -470,6 +470,20 @@ def give_back(connection: Connection, *, held: Sequence[Delivery], at: int) -> N
         publish(connection, Notice("queue", "", min(item.next_attempt_at for item in held)))
 
 
+def tell_paced(connection: Connection, *, held: Sequence[Delivery], due: int, reason: str, at: int) -> None:
+    """Tell on the timelines of deliveries that were put off, and until when."""
+    made = [
+        _about(
+            one,
+            "message.put_off",
+            at,
+            {"recipient": one.recipient.address, "text": reason, "next_attempt_at": due},
+        )
+        for one in held
+    ]
+    events.append(connection, made)
+
+
 def _waiting_state(item: Delivery) -> DeliveryState:
     return DeliveryState.DEFERRED if item.tries else DeliveryState.SCHEDULED
 

@@ -9,7 +9,7 @@ content. RFC 5321 5.1 (hosts), 4.5.3.1.10 (too many recipients), 4.2, RFC 9422 (
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from server.delivery.letter import Letter
     from server.delivery.pool import Pool, Taken
     from server.delivery.protection import Protection
+    from server.delivery.sources import Source, Sources
     from server.smtp.client import Client
     from server.threads import Threads
     from server.transport.results import TlsResults
@@ -92,6 +93,7 @@ class Transmitter:
         hostname: str,
         dice: random.Random,
         forwarding: Forwarding | None = None,
+        sources: Sources | None = None,
         protection: Protection | None = None,
         results: TlsResults | None = None,
     ) -> None:
@@ -102,6 +104,7 @@ class Transmitter:
         self._hostname = hostname.lower()
         self._dice = dice
         self._forwarding = forwarding
+        self._sources = sources
         self._protection = protection
         self._results = results
         self._hosts: dict[tuple[str, Route], tuple[float, tuple[Exchanger, ...]]] = {}
@@ -131,7 +134,7 @@ class Transmitter:
 
         A connection that died while idle is replaced once by a new one.
         """
-        exchangers = await self._in_order(group, letter)
+        exchangers = await self._from(group, await self._in_order(group, letter))
         way = await self._connection(group, exchangers)
         answered = await self._carry(way, letter, deliveries, begin)
         if way.taken.reused and all(_died_idle(one.answer) for one in answered):
@@ -177,6 +180,8 @@ class Transmitter:
             )
         finally:
             self._pool.give(client)
+        if self._sources is not None:
+            self._sources.count(client.endpoint.source, len(deliveries))
         return [
             _Answered(delivery, answer, hop, taken.note)
             for delivery, answer in zip(deliveries, answers, strict=True)
@@ -196,6 +201,15 @@ class Transmitter:
                     return _Way(taken, exchanger.applied)
                 taken.client.quit()
         return await self._open(group, exchangers)
+
+    async def _from(self, group: Group, exchangers: list[Exchanger]) -> list[Exchanger]:
+        """Say which of our addresses the hosts are connected to from; raises Resting."""
+        if self._sources is None or fixed(group.hop) is not None:
+            return exchangers
+        chosen = await self._sources.choose(
+            organization_id=group.deliveries[0].organization_id, domain=group.domain
+        )
+        return [_from(one, chosen) for one in exchangers] if chosen else exchangers
 
     async def _in_order(self, group: Group, letter: Letter) -> list[Exchanger]:
         exchangers = in_order(await self._find(group), self._dice)
@@ -341,6 +355,17 @@ class _Answered:
     answer: Answer
     hop: Hop
     note: str
+
+
+def _from(exchanger: Exchanger, chosen: Mapping[bool, Source]) -> Exchanger:
+    """Return a host as it is connected to from chosen addresses, by family."""
+    places = [
+        replace(place, source=source.address, name=source.name)
+        if (source := chosen.get(":" in place.address)) is not None
+        else place
+        for place in exchanger.endpoints
+    ]
+    return replace(exchanger, endpoints=tuple(places))
 
 
 def _handover(client: Client) -> Handover:

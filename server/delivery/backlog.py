@@ -2,17 +2,18 @@
 
 Owns the lanes found by scans, the destinations with their windows and leased
 groups, and the choice of what to lease and what to start next: organizations in
-turn, then priority, then age; no destination beyond its window; unproven
+turn, then priority, then age; no destination or provider beyond its window or its rate; unproven
 destinations never more than half of all.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from server.delivery.pace import Pace, Provider
 from server.delivery.window import Window
 from storage.lanes import Lane
 from storage.queue import Pick
@@ -50,12 +51,34 @@ class Turn:
     destination: Destination
     group: Group
     unproven: bool
+    provider: Provider | None = None
+
+    def adapt(self, *, is_slowed: bool) -> None:
+        """Note how the attempt went for all who share the destination."""
+        windows = [self.destination.window]
+        if self.provider is not None:
+            windows.append(self.provider.window)
+        for window in windows:
+            if is_slowed:
+                window.failed()
+            else:
+                window.succeeded()
 
 
 class Backlog:
     """Lanes by organization, destinations by domain, and the limits that hold for all together."""
 
-    def __init__(self, *, concurrency: int, per_domain_concurrency: int) -> None:
+    def __init__(
+        self,
+        *,
+        concurrency: int,
+        per_domain_concurrency: int,
+        pace: Pace | None = None,
+        monotonic: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        self._pace = pace or Pace({}, per_provider_concurrency=concurrency)
+        self._monotonic = monotonic
+        self.next_room_in: float | None = None  # seconds, where a rate alone held something back
         self.attempts = 0
         self.leased = 0
         self._concurrency = concurrency
@@ -98,6 +121,7 @@ class Backlog:
 
     def choose(self) -> list[Pick]:
         """Return what to lease now: a lane of each organization in turn, as far as there is room."""
+        self.next_room_in = None
         room = self._concurrency * LEASED_FACTOR - self.leased
         taken: dict[str, int] = {}
         streams = deque((name, self._stream(name, taken)) for name in self._lanes)
@@ -130,7 +154,13 @@ class Backlog:
 
     def _room(self, domain: str) -> int:
         known = self._destinations.get(domain)
-        return known.room if known else Window(self._per_domain).ahead
+        room = known.room if known else Window(self._per_domain).ahead
+        now = self._monotonic()
+        paced = self._pace.room(domain, now) if room else None
+        if paced == 0:
+            wait = self._pace.wait(domain, now)
+            self.next_room_in = wait if self.next_room_in is None else min(wait, self.next_room_in)
+        return room if paced is None else min(room, paced)
 
     def destination(self, domain: str) -> Destination:
         """Return a domain's destination, made when it is new."""
@@ -154,6 +184,7 @@ class Backlog:
     def took(self, domain: str, count: int) -> Destination:
         """Count deliveries of a domain as leased; returns its destination."""
         destination = self.destination(domain)
+        self._pace.take(domain, count, self._monotonic())
         destination.leased += count
         self.leased += count
         return destination
@@ -176,11 +207,17 @@ class Backlog:
     def _may_start(self, destination: Destination) -> bool:
         if destination.attempts >= destination.window.size:
             return False
+        provider = self._pace.provider(destination.domain)
+        if provider is not None and provider.attempts >= provider.window.size:
+            return False
         # The sick and the unknown never take more than half of all slots.
         return destination.window.proven or 2 * self._unproven_attempts < self._concurrency
 
     def _start(self, destination: Destination, group: Group) -> Turn:
-        turn = Turn(destination, group, unproven=not destination.window.proven)
+        provider = self._pace.provider(destination.domain)
+        turn = Turn(destination, group, unproven=not destination.window.proven, provider=provider)
+        if provider is not None:
+            provider.attempts += 1
         destination.attempts += 1
         self.attempts += 1
         self._unproven_attempts += turn.unproven
@@ -189,6 +226,8 @@ class Backlog:
     def ended(self, turn: Turn) -> None:
         """Free an attempt's slot; its deliveries stay leased until `settled`."""
         turn.destination.attempts -= 1
+        if turn.provider is not None:
+            turn.provider.attempts -= 1
         self.attempts -= 1
         self._unproven_attempts -= turn.unproven
 

@@ -29,9 +29,11 @@ from server.delivery.forwarding import Forwarding, is_unanswerable
 from server.delivery.home import Homeward
 from server.delivery.ledger import LeaseLost, Ledger
 from server.delivery.outcome import blames_us, in_doubt, slows_down
+from server.delivery.pace import Pace
 from server.delivery.pool import Pool
 from server.delivery.protection import Protection
 from server.delivery.route import BY_MX, RouteKeeper, Routes
+from server.delivery.sources import Resting, Sources
 from server.smtp.client import BLOCK_SECONDS, DATA_SECONDS, Timeouts
 from storage import queue
 from storage.errors import StorageError
@@ -92,6 +94,7 @@ class Scheduler:
         holder: str = "",
         fresh: Fresh | None = None,
         logins: Mapping[str, Credentials] | None = None,
+        sources: Sources | None = None,
         sts: StsPolicies | None = None,
         dane: bool = False,
         tls_results: TlsResults | None = None,
@@ -147,6 +150,7 @@ class Scheduler:
                 clock=clock,
                 hostname=hostname,
                 dice=jitter,
+                sources=sources,
                 forwarding=Forwarding(routing) if settings.forwarded_sender == "ours" else None,
                 protection=Protection(resolver=resolver, sts=sts, dane=dane),
                 results=tls_results,
@@ -157,8 +161,12 @@ class Scheduler:
             outbox=outbox,
             fresh=fresh,
         )
+        self._pace = Pace(settings.rates, per_provider_concurrency=settings.per_provider_concurrency)
         self._backlog = Backlog(
-            concurrency=settings.concurrency, per_domain_concurrency=settings.per_domain_concurrency
+            concurrency=settings.concurrency,
+            per_domain_concurrency=settings.per_domain_concurrency,
+            pace=self._pace,
+            monotonic=clock.monotonic,
         )
         self._held: dict[str, Delivery] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -318,6 +326,8 @@ class Scheduler:
         elif self._next_due is not None:
             # A clock that was set back must not make this spin, nor one set forward sleep for years.
             seconds = min(max((self._next_due - self._clock.now()) / SECOND, 0.01), LOOK_SECONDS)
+        if self._backlog.next_room_in is not None:
+            seconds = min(seconds, max(self._backlog.next_room_in, 0.01))
         try:
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
@@ -342,6 +352,8 @@ class Scheduler:
             log.warning("lease lost before sending", message=group.message_id)
             # Those that are still ours are due again at once; the lost ones are fenced off.
             await self._give_back(group.deliveries)
+        except Resting as rest:
+            await self._put_off(group.deliveries, rest)
         except asyncio.CancelledError:
             await self._interrupted(group)
             raise
@@ -357,10 +369,9 @@ class Scheduler:
                 self._wake.set()
 
     def _adapt(self, turn: Turn, outcomes: Mapping[str, Outcome]) -> None:
-        if all(slows_down(one) for one in outcomes.values()):
-            turn.destination.window.failed()
-        else:
-            turn.destination.window.succeeded()
+        turn.adapt(is_slowed=all(slows_down(one) for one in outcomes.values()))
+        if turn.group.hop == BY_MX:
+            self._pace.learn(turn.group.domain, next((one.host for one in outcomes.values()), ""))
 
     async def _settle_group(self, group: Group, outcomes: Mapping[str, Outcome]) -> None:
         """Settle an attempt; what our reputation stopped goes by the relay lane, where there is one."""
@@ -454,6 +465,18 @@ class Scheduler:
         except StorageError as error:
             log.error("leases not given back", count=len(deliveries), problem=str(error))
         self._release(deliveries)
+
+    async def _put_off(self, deliveries: Sequence[Delivery], rest: Resting) -> None:
+        """Give deliveries back for later, without a try counted: nothing is wrong with them."""
+        now = self._clock.now()
+        due = now + round(rest.seconds * SECOND)
+        log.info("put off", count=len(deliveries), reason=str(rest), seconds=rest.seconds)
+        await self._give_back([replace(one, next_attempt_at=due) for one in deliveries])
+        try:
+            unit = partial(queue.tell_paced, held=deliveries, due=due, reason=str(rest), at=now)
+            await self._threads.write(unit)
+        except StorageError as error:
+            log.error("events not written", count=len(deliveries), problem=str(error))
 
 
 def _nothing() -> None:

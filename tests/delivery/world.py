@@ -158,6 +158,7 @@ class World:
             outbox=self.outbox,
             tls_context=given.get("tls"),
             jitter=random.Random(1),
+            sources=given.get("sources"),
         )
 
     @asynccontextmanager

@@ -167,6 +167,10 @@ def references(node: object) -> set[str]:
     return set()
 
 
+# There is nothing to say but which domain.
+BODILESS = frozenset({"/v1/domains/{name}/dkim/rotation"})
+
+
 def test_the_schema_is_openapi_3_1_and_whole(world: World) -> None:
     document = world.ask("GET", "/v1/openapi.json").json()
     assert document["openapi"] == "3.1.0"
@@ -181,7 +185,7 @@ def test_the_schema_is_openapi_3_1_and_whole(world: World) -> None:
             told = set(re.findall(r"{(\w+)}", path))
             named = {one["name"] for one in operation.get("parameters", []) if one["in"] == "path"}
             assert told == named, path
-            if method in ("post", "patch"):
+            if method in ("post", "patch") and path not in BODILESS:
                 assert "requestBody" in operation, path
     ids = [one["operationId"] for operations in document["paths"].values() for one in operations.values()]
     assert len(ids) == len(set(ids))

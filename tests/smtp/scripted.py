@@ -17,8 +17,8 @@ class Scripted:
 
     Lines of a script: `S text` sends a line, `C text` reads a line and holds it against the text's
     beginning (QUIT always ends), `R text` sends octets with escapes, `BODY` reads up to the final
-    dot, `TLS` shakes hands, `WAIT` waits for the client to close, `STALL` reads nothing more, `PAUSE`
-    waits for go_on(), `CLOSE` closes, `RESET` drops the connection.
+    dot, `OCTETS n` reads so many, `TLS` shakes hands, `WAIT` waits for the client to close, `STALL`
+    reads nothing more, `PAUSE` waits for go_on(), `CLOSE` closes, `RESET` drops the connection.
     """
 
     def __init__(
@@ -97,6 +97,8 @@ class Scripted:
                 self.problems.append(f"expected {rest!r}, got {line!r}")
         elif verb == "BODY":
             self.bodies.append(await self._body(reader))
+        elif verb == "OCTETS":
+            self.bodies.append(await reader.readexactly(int(rest)))
         elif verb == "TLS":
             await self._start_tls(writer)
         elif verb == "WAIT":
