@@ -121,7 +121,8 @@ def test_whatever_comes_is_made_fit_left_or_refused(octets: bytes) -> None:
 
 WORDS = [
     b"--b", b"--c", b"--b--", b"--c--", b"\r\n", b"\r\n\r\n", b"--", b"-", b" ", b"\t", b".", b"=", b"=3D",
-    b"=\r\n", b"=C3", b"==", b"QUJD", b"\xff", b"\xc3\xa4", b"x" * 400, b"x" * 999, b"a b " * 300, b"MIME-Version: 1.0",
+    b"=\r\n", b"=C3", b"==", b"QUJD", b"\xff", b"\xc3\xa4", b"x" * 400, b"x" * 999, b"a b " * 300,
+    b"MIME-Version: 1.0",
     b"Content-Type: multipart/mixed; boundary=b", b"Content-Type: multipart/signed; boundary=c",
     b"Content-Type: multipart/digest; boundary=b", b"Content-Type: message/rfc822",
     b"Content-Type: text/html", b"Content-Transfer-Encoding: 8bit", b"Subject: \xfc",
