@@ -73,6 +73,14 @@ def untold(connection: Connection, *, domain: str, organization_id: str) -> list
     return [dkim_key(row) for row in connection.execute(query.order_by(table.c.id))]
 
 
+def newest_at(connection: Connection, *, organization_id: str, domain: str) -> int:
+    """Return when the newest key of a domain was made, retired ones too; 0 where it has none."""
+    query = select(func.max(table.c.created_at)).where(
+        table.c.domain == domain, table.c.organization_id == organization_id
+    )
+    return int(connection.execute(query).scalar() or 0)
+
+
 def due(connection: Connection, *, at: int, limit: int) -> list[tuple[str, str]]:
     """Return up to `limit` (organization, domain) with a key that is due, the longest due first."""
     first = func.min(table.c.due_at)

@@ -137,7 +137,8 @@ class DkimRotation:
         """Note what was seen, switch where that is proved, and say when to look again."""
         now = self._clock.now()
         keys = dkim.look(connection, organization_id=owner, domain=domain, seen=seen, at=now)
-        act = rotation.next_act(keys, now=now, pace=self._pace)
+        made_at = dkim.newest_at(connection, organization_id=owner, domain=domain)
+        act = rotation.next_act(keys, now=now, pace=self._pace, made_at=made_at)
         if act is Act.SWITCH:
             dkim.switch(connection, organization_id=owner, domain=domain, at=now)
             keys = dkim.keys(connection, domain=domain, organization_id=owner)

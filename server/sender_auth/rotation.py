@@ -72,13 +72,17 @@ def judge(key: DkimKey, records: Sequence[tuple[bytes, ...]]) -> str:
         return "wrong"
 
 
-def next_act(keys: Sequence[DkimKey], *, now: int, pace: Pace) -> Act:
-    """Return what a domain's keys need now. keys: all that are not retired; now: microseconds."""
+def next_act(keys: Sequence[DkimKey], *, now: int, pace: Pace, made_at: int = 0) -> Act:
+    """Return what a domain's keys need now. keys: all that are not retired; now: microseconds.
+
+    made_at: when its newest key was made, a retired one too: a rotation that was given up is not begun again
+    before the next one would be due.
+    """
     pending = [key for key in keys if key.state in PENDING]
     if pending:
         return Act.SWITCH if all(_may_sign(key, now=now, pace=pace) for key in pending) else Act.WAIT
-    active = [key for key in keys if key.state == "active"]
-    is_old = any(now >= key.changed_at + pace.rotate_seconds * SECOND for key in active)
+    begun_at = min((key.changed_at for key in keys if key.state == "active"), default=now)
+    is_old = now >= max(begun_at, made_at) + pace.rotate_seconds * SECOND
     return Act.BEGIN if pace.rotate_seconds and is_old else Act.WAIT
 
 

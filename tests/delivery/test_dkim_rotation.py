@@ -203,6 +203,22 @@ def test_keys_are_replaced_by_age_at_the_operators_own_pace(tmp_path: Path) -> N
     run(tmp_path, scenario)
 
 
+def test_what_was_given_up_is_not_begun_again_at_once(tmp_path: Path) -> None:
+    async def scenario(stand: Stand) -> None:
+        stand.publish("active")
+        await stand.after(90 * DAY)
+        stand.store.database.write(
+            lambda c: dkim.cancel(
+                c, organization_id=stand.owner, domain=DOMAIN, actor="cli:op", at=stand.clock.now()
+            )
+        )
+        assert await stand.after(300) == ["active", "active", "retired", "retired"]
+        assert await stand.after(89 * DAY) == ["active", "active", "retired", "retired"]
+        assert (await stand.after(2 * DAY))[-2:] == ["made", "made"]
+
+    run(tmp_path, scenario)
+
+
 def test_nothing_switches_on_one_record_or_behind_a_gap(tmp_path: Path) -> None:
     async def scenario(stand: Stand) -> None:
         stand.publish("active")

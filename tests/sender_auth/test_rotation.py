@@ -95,6 +95,9 @@ def test_keys_are_replaced_at_their_age_and_one_rotation_at_a_time() -> None:
     assert rotation.next_act([old], now=NOW, pace=PACE) is Act.WAIT
     assert rotation.next_act([old, key("ed25519-sha256")], now=NOW, pace=pace) is Act.WAIT
     assert rotation.next_act([], now=NOW, pace=pace) is Act.WAIT
+    # One was given up since: the next comes as long after it.
+    assert rotation.next_act([old], now=NOW, pace=pace, made_at=NOW - 999 * SECOND) is Act.WAIT
+    assert rotation.next_act([old], now=NOW, pace=pace, made_at=NOW - 1000 * SECOND) is Act.BEGIN
 
 
 def test_old_keys_retire_after_their_time() -> None:
