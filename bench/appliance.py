@@ -1,6 +1,7 @@
 """A private Mailagents daemon for a bench: configured, provisioned, started, stopped.
 
 All of reception is on but the checks that ask the DNS, as Postfix has none; bench/verified has those on.
+smtp, more: further settings, of [smtp] and behind the last table.
 """
 
 import json
@@ -26,6 +27,8 @@ class Appliance:
         port: int,
         authentication: str = "enabled = false",
         policies: Path = ROOT / "conf/policies",
+        smtp: str = "",
+        more: str = "",
     ) -> None:
         is_new = not (directory / "data").exists()
         directory.mkdir(mode=0o755, exist_ok=True)
@@ -47,7 +50,7 @@ listen_submission = ["tcp:127.0.0.1:{port + 1}"]
 listen_submissions = ["tls:127.0.0.1:{port + 2}"]
 max_connections = 5000
 max_connections_per_address = 5000
-
+{smtp}
 [imap]
 listen = ["tcp:127.0.0.1:{port + 3}"]
 listen_tls = ["tls:127.0.0.1:{port + 4}"]
@@ -63,7 +66,7 @@ directory = "{policies}"
 
 [control]
 socket = "{directory}/control.sock"
-"""
+{more}"""
         )
         if is_new:
             self._command("domain", "add", "bench.test")

@@ -40,7 +40,7 @@ postlog unix-dgram n - n - 1 postlogd
 class Postfix:
     """One Postfix under a directory; `new` is where its deliveries are counted."""
 
-    def __init__(self, directory: Path, *, port: int) -> None:
+    def __init__(self, directory: Path, *, port: int, more: dict[str, str] | None = None) -> None:
         self._configuration = directory / "etc"
         self.port = port
         self._pid_file = directory / "queue" / "pid" / "master.pid"
@@ -59,6 +59,7 @@ class Postfix:
             "virtual_gid_maps": f"static:{owner.pw_gid}",
             "maillog_file": str(directory / "log"),
             "maillog_file_prefixes": str(directory),
+            **(more or {}),
         }
         self._prepare(directory, owner)
 

@@ -246,7 +246,8 @@ class Transmitter:
                 passed_over.append(_passed(exchanger.host, "", exchanger.obstacle.text))
                 enhanced = NOT_TRUSTED
                 continue
-            for place in exchanger.endpoints:
+            places, connected = await self._pool.race(exchanger.endpoints)
+            for place in places:
                 known = self._pool.dead.find(place)
                 if known is not None:
                     answer = _unverified(known) if group.verified else known.answer
@@ -258,7 +259,9 @@ class Transmitter:
                     break
                 connects += 1
                 try:
-                    taken = await self._pool.open(place)
+                    # Of a race the first one alone has its connection yet.
+                    first, connected = connected, None
+                    taken = await self._pool.open(place, first)
                 except ConnectFailed as failure:
                     self._note(group, exchanger, place, failure.fault, failure.source, is_failure=True)
                     answer = _unverified(failure) if group.verified else failure.answer

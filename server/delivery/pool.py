@@ -10,15 +10,17 @@ Where a policy asks for TLS nothing goes in clear, ever (RFC 7672 2.2, RFC 8461 
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
-from server.smtp.client import Client, ConnectFailed, Endpoint, Judge, Timeouts, connect
+from server.smtp import racing
+from server.smtp.client import Client, ConnectFailed, Endpoint, Judge, Timeouts, connect, lost_race
 from server.tls import opportunistic_context, verifying_context
 from server.transport.dane import find_fault
 from server.transport.security import OPPORTUNISTIC, WEBPKI, Fault, Level, Security
@@ -30,6 +32,7 @@ IDLE_LIMIT = 200
 REMEMBERED_LIMIT = 10_000
 DEAD_SECONDS = 60.0
 CLEAR_SECONDS = 3600.0
+SLOWER_SECONDS = 600.0  # RFC 8305 4: how long what was learnt of an address is believed
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,7 @@ class Pool:
         self._idle: dict[Endpoint, list[tuple[Client, asyncio.TimerHandle]]] = {}
         self._count = 0
         self.dead = Memory(clock, DEAD_SECONDS)
+        self._slower = Memory(clock, SLOWER_SECONDS)
         self._broken_tls = Memory(clock, CLEAR_SECONDS)
         self._untrusted = Memory(clock, CLEAR_SECONDS)
 
@@ -119,12 +123,38 @@ class Pool:
                 return Taken(client, reused=True, note=self._note(place))
         return None
 
-    async def open(self, place: Endpoint) -> Taken:
+    async def race(self, places: Sequence[Endpoint]) -> tuple[list[Endpoint], socket.socket | None]:
+        """Return a host's addresses, those that failed before the one that took a connection, and that.
+
+        They race where there are both families of them; what was slower comes last for a while.
+        """
+        quick = [one for one in places if self._slower.find(one) is None]
+        ordered = [*quick, *(one for one in places if one not in quick)]
+        alive = [one for one in quick if self.dead.find(one) is None]
+        if len({":" in one.address for one in alive}) < 2:
+            return ordered, None
+        starters = [racing.Place(one.address, one.port, one.source) for one in alive]
+        found = await racing.race(starters, seconds=self._timeouts.connect)
+        winner = None if found.winner is None else alive[found.winner]
+        for index, one in enumerate(alive):
+            failure = lost_race(one, found.failed.get(index), self._timeouts)
+            if index in found.failed:
+                self.dead.remember(one, failure)
+            elif found.winner is not None and index < found.winner:
+                self._slower.remember(one, failure)
+        if winner is None:
+            return ordered, None
+        # Those that failed come first, to be told as passed over.
+        failed = [alive[index] for index in sorted(found.failed)]
+        rest = [one for one in ordered if one != winner and one not in failed]
+        return [*failed, winner, *rest], found.connected
+
+    async def open(self, place: Endpoint, connected: socket.socket | None = None) -> Taken:
         """Return a new connection; raises ConnectFailed, and remembers the place that failed."""
         if place.security.level is Level.TRIED:
-            return await self._try(place)
+            return await self._try(place, connected)
         try:
-            client = await self._connect(place, self._context(place))
+            client = await self._connect(place, self._context(place), connected)
         except ConnectFailed as failure:
             if failure.answer.phase == "tls" and not place.security.needs_tls:
                 self._broken_tls.remember(place, failure)
@@ -134,13 +164,14 @@ class Pool:
         self.dead.forget(place)
         return Taken(client, reused=False, note=self._note(place), fault=self._fault(place))
 
-    async def _try(self, place: Endpoint) -> Taken:
+    async def _try(self, place: Endpoint, connected: socket.socket | None = None) -> Taken:
         """Open with a certificate asked for, and without where that fails: its fault is told, no more."""
         failed = self._untrusted.find(place)
         if failed is None:
             demanding = replace(place, security=WEBPKI)
+            first, connected = connected, None
             try:
-                client = await self._connect(demanding, self._context(demanding))
+                client = await self._connect(demanding, self._context(demanding), first)
             except ConnectFailed as failure:
                 if failure.fault is None:
                     self.dead.remember(place, failure)
@@ -150,17 +181,20 @@ class Pool:
             else:
                 client.endpoint = place
                 return Taken(client, reused=False)
-        taken = await self.open(replace(place, security=OPPORTUNISTIC))
+        taken = await self.open(replace(place, security=OPPORTUNISTIC), connected)
         taken.client.endpoint = place
         return replace(taken, fault=failed.fault)
 
-    async def _connect(self, place: Endpoint, context: ssl.SSLContext | None) -> Client:
+    async def _connect(
+        self, place: Endpoint, context: ssl.SSLContext | None, connected: socket.socket | None = None
+    ) -> Client:
         return await connect(
             place,
             hostname=self._hostname,
             tls=context,
             timeouts=self._timeouts,
             judge=self._judge(place.security),
+            connected=connected,
         )
 
     def _judge(self, security: Security) -> Judge | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -367,10 +368,11 @@ async def connect(
     tls: ssl.SSLContext | None,
     timeouts: Timeouts,
     judge: Judge | None = None,
+    connected: socket.socket | None = None,
 ) -> Client:
     """Return a connection that is ready for mail, under TLS if the server offers it and tls is given.
 
-    judge: says whether the chain that the server shows will do.
+    judge: says whether the chain that the server shows will do. connected: a TCP connection that stands.
 
     Raises ConnectFailed, whose answer's phase is 'connect', 'ehlo' or 'tls'.
     """
@@ -386,13 +388,16 @@ async def connect(
     client = Client(machine, endpoint, timeouts)
     try:
         async with asyncio.timeout(timeouts.connect):
-            await loop.create_connection(
-                lambda: client,
-                endpoint.address,
-                endpoint.port,
-                local_addr=(endpoint.source, 0) if endpoint.source else None,
-                **_wrapped(endpoint, tls),
-            )
+            if connected is not None:
+                await loop.create_connection(lambda: client, sock=connected, **_wrapped(endpoint, tls))
+            else:
+                await loop.create_connection(
+                    lambda: client,
+                    endpoint.address,
+                    endpoint.port,
+                    local_addr=(endpoint.source, 0) if endpoint.source else None,
+                    **_wrapped(endpoint, tls),
+                )
     except ssl.SSLError as error:
         fault = handshake_fault(error)
         text = f"the TLS handshake failed: {fault.text}"
@@ -422,6 +427,17 @@ def _refused_tls(answer: Answer) -> Fault | None:
     if answer.reply is None:
         return Fault(ResultType.VALIDATION, answer.text[:300])
     return Fault(ResultType.NO_STARTTLS, f"the server refused STARTTLS: {answer.text}"[:300])
+
+
+def lost_race(endpoint: Endpoint, error: OSError | None, timeouts: Timeouts) -> ConnectFailed:
+    """Return the failure of an address that took no connection; None: another one was quicker."""
+    if error is None:
+        text = f"another address of {endpoint.host} took the connection sooner"
+    elif isinstance(error, TimeoutError):
+        text = f"no connection within {timeouts.connect:g} seconds"
+    else:
+        text = _reason(error)
+    return ConnectFailed(Answer("connect", None, text))
 
 
 def _reason(error: OSError) -> str:

@@ -100,6 +100,52 @@ def test_a_host_that_takes_no_mail_gives_way_to_the_next(first: str) -> None:
     run(test())
 
 
+def both_families(zone: Zone) -> Zone:
+    return zone.mx("peer.test", (10, "a.test")).a("a.test", "::1").a("a.test", "127.0.0.1")
+
+
+def test_a_family_that_refuses_gives_way_to_the_other() -> None:
+    async def test() -> None:
+        async with Scripted(script(HELLO, TAKE)) as server:
+            found = await Sender(both_families(Zone()), server.port).send()
+            assert (found.state.value, found.address) == ("delivered", "127.0.0.1")
+            assert "::1" in found.passed_over[0]
+
+    run(test())
+
+
+def test_of_two_families_that_answer_one_is_spoken_to() -> None:
+    async def test() -> None:
+        async with (
+            Scripted(script(HELLO, TAKE), host="::1") as wide,
+            Scripted("S 554 not here", port=wide.port) as narrow,
+        ):
+            found = await Sender(both_families(Zone()), wide.port).send()
+            assert (found.state.value, found.address) == ("delivered", "::1")
+            assert narrow.connections == 0
+
+    run(test())
+
+
+def test_a_family_that_is_slower_comes_last_for_a_while() -> None:
+    async def test() -> None:
+        with socket.socket(socket.AF_INET6) as silent, socket.socket(socket.AF_INET6) as filler:
+            async with Scripted(script(HELLO, TAKE)) as server:
+                silent.bind(("::1", server.port))
+                silent.listen(0)
+                filler.setblocking(False)
+                filler.connect_ex(("::1", server.port))
+                with socket.socket(socket.AF_INET6) as more:
+                    more.setblocking(False)
+                    more.connect_ex(("::1", server.port))
+                    sender = Sender(both_families(Zone()), server.port, idle_seconds=0)
+                    for number in (1, 2):
+                        found = await sender.send(number)
+                        assert (found.state.value, found.address) == ("delivered", "127.0.0.1")
+
+    run(test())
+
+
 def test_a_refusal_after_the_greeting_is_the_answer_and_no_other_host_is_asked() -> None:
     async def test() -> None:
         refusing = script(PLAIN_HELLO, "C MAIL", "S 550 5.7.1 not you")
