@@ -76,7 +76,8 @@ class Stand:
     async def _deliver(self) -> None:
         """Let the operator's letters arrive, whose waiting would keep old keys."""
         columns = schema.deliveries.c
-        query = schema.deliveries.update().where(columns.id != "dlv_1").values(state="delivered")
+        query = schema.deliveries.update().where(columns.id != "dlv_1")
+        query = query.values(state="delivered", next_attempt_at=None)
         async with asyncio.timeout(20):
             while self.store.database.write(lambda c: c.execute(query).rowcount) < len(self.accepted):
                 await asyncio.sleep(0.01)

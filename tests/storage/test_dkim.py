@@ -194,6 +194,7 @@ def test_domains_come_when_a_key_is_due(both: Database) -> None:
     [
         ("deferred", NOW - HOUR, OURS, True),
         ("held", NOW - 1, OURS, True),
+        ("active", NOW - 1, OURS, True),
         ("scheduled", NOW, OURS, False),
         ("delivered", NOW - HOUR, OURS, False),
         ("deferred", NOW - HOUR, OTHER, False),
@@ -211,6 +212,9 @@ def test_mail_in_the_queue_keeps_old_keys(
             organization_id=organization_id,
             state=state,
             created_at=created_at,
+            # As the queue has it: what is final or held comes due no more.
+            next_attempt_at=NOW if state in ("deferred", "scheduled") else None,
+            lease_until=NOW if state == "active" else None,
         )
         connection.execute(insert(schema.deliveries), [row])
 
