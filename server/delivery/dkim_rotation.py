@@ -108,11 +108,10 @@ class DkimRotation:
         looks = await asyncio.gather(*map(self._look, looked_at))
         seen = {key.id: one for key, one in zip(looked_at, looks, strict=True)}
         act, keys = await self._threads.write(partial(self._step, owner, domain, seen))
-        before = {key.id: key.looked for key in known}
+        was_seen = {key.id for key in known if key.seen_at is not None}
         for key in keys:
-            is_gone = key.state == "active" and key.looked in ("missing", "wrong")
-            if is_gone and key.looked != before.get(key.id):
-                log.warning("key that signs is not in the DNS", domain=domain, selector=key.selector)
+            if key.state == "active" and key.id in was_seen and key.seen_at is None:
+                log.warning("record of a key that signs is gone", domain=domain, selector=key.selector)
         if act is Act.SWITCH:
             log.info("new keys sign", domain=domain)
         elif act is Act.BEGIN:
