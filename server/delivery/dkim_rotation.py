@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from server.clock import Clock
-    from server.dns import Resolver
+    from server.dns import Answer, Resolver
     from server.intake import Intake
     from server.threads import Threads
 
@@ -66,6 +66,7 @@ class DkimRotation:
         self._slots = asyncio.Semaphore(CONCURRENCY)
         self._begins = 0
         self._is_stopping = False
+        self._lookups: set[asyncio.Future[Answer]] = set()
         self._turns = Turns("rotation of DKIM keys", self.turn, seconds=min(TURN_SECONDS, pace.look_seconds))
 
     async def start(self) -> None:
@@ -73,8 +74,10 @@ class DkimRotation:
         self._turns.start()
 
     async def stop(self) -> None:
-        """End when the domains under way are done."""
+        """End when the domains under way are done; no answer is waited for any more."""
         self._is_stopping = True
+        for lookup in tuple(self._lookups):
+            lookup.cancel()
         await self._turns.stop()
 
     async def turn(self) -> None:
@@ -104,7 +107,7 @@ class DkimRotation:
     async def _act(self, owner: str, domain: str) -> None:
         now = self._clock.now()
         known = await self._threads.read(partial(dkim.keys, domain=domain, organization_id=owner))
-        looked_at = [key for key in known if rotation.needs_look(key, now=now)]
+        looked_at = [key for key in known if rotation.needs_look(key, now=now, pace=self._pace)]
         looks = await asyncio.gather(*map(self._look, looked_at))
         seen = {key.id: one for key, one in zip(looked_at, looks, strict=True)}
         act, keys = await self._threads.write(partial(self._step, owner, domain, seen))
@@ -122,8 +125,15 @@ class DkimRotation:
 
     async def _look(self, key: DkimKey) -> dkim.Look:
         name = f"{key.selector}._domainkey.{key.domain}"
+        lookup = asyncio.ensure_future(self._resolver.resolve(name, "TXT"))
+        self._lookups.add(lookup)
+        lookup.add_done_callback(self._lookups.discard)
         try:
-            answer = await self._resolver.resolve(name, "TXT")
+            answer = await lookup
+        except asyncio.CancelledError:
+            if not self._is_stopping:
+                raise
+            return dkim.Look("unknown")
         except DnsTemporary:
             return dkim.Look("unknown")
         except DnsFailure:

@@ -27,12 +27,16 @@ PENDING = frozenset({"made", "published"})
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How fast keys change, in seconds. rotate: age at which they are replaced, 0 for never."""
+    """How fast keys change, in seconds. rotate: age at which they are replaced, 0 for never.
+
+    watches: whether the DNS is asked about keys that sign, too.
+    """
 
     look_seconds: int = 300
     settle_seconds: int = 3600
     retire_seconds: int = 7 * DAY_SECONDS
     rotate_seconds: int = 0
+    watches: bool = True
 
 
 USUAL = Pace()
@@ -45,6 +49,7 @@ def pace_of(settings: Dkim) -> Pace:
         settings.settle_seconds,
         settings.retire_seconds,
         settings.rotate_days * DAY_SECONDS,
+        settings.watch_records,
     )
 
 
@@ -122,12 +127,12 @@ def due_at(key: DkimKey, *, now: int, pace: Pace) -> int:
     return later
 
 
-def needs_look(key: DkimKey, *, now: int) -> bool:
+def needs_look(key: DkimKey, *, now: int, pace: Pace) -> bool:
     """Whether the DNS is asked about a key now: new ones at each turn, those that sign now and then."""
     if key.state in PENDING:
         return True
     is_stale = key.looked_at is None or now >= key.looked_at + (_care_seconds(key) - 60) * SECOND
-    return key.state == "active" and is_stale
+    return pace.watches and key.state == "active" and is_stale
 
 
 def _care_seconds(key: DkimKey) -> int:

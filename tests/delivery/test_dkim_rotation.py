@@ -451,3 +451,23 @@ def test_one_domains_failure_spares_the_others(tmp_path: Path) -> None:
         assert [key.state for key in stand.known()] == ["active", "active", "made", "made"]
 
     run(tmp_path, scenario)
+
+
+def test_a_dns_that_says_nothing_holds_up_no_stop(tmp_path: Path) -> None:
+    async def scenario(stand: Stand) -> None:
+        asked = asyncio.Event()
+
+        async def resolve(_name: str, _rdtype: str) -> Answer:
+            asked.set()
+            await asyncio.Event().wait()
+            raise AssertionError("it never ends")
+
+        stand.zone.resolve = resolve  # type: ignore[method-assign]
+        stand.clock.advance(1)
+        await stand.rotation.start()
+        async with asyncio.timeout(20):
+            await asked.wait()
+            await stand.rotation.stop()
+        assert [key.looked for key in stand.known()] == ["unknown", "unknown"]
+
+    run(tmp_path, scenario)
