@@ -58,6 +58,9 @@ listen_tls = ["tls:127.0.0.1:{port + 4}"]
 [http]
 listen = ["tcp:127.0.0.1:{port + 5}"]
 
+[dkim]
+watch_records = false
+
 [authentication]
 {authentication}
 

@@ -64,6 +64,7 @@ class Arrival:
     message_id: given by callers whose retry must not double the message.
     append: the place that IMAP APPEND asks for; then nothing is judged.
     keep: a copy for the sender's own folder, with the flags given there.
+    recoded: whether intake has encoded content anew for its way.
     """
 
     source: Source
@@ -77,6 +78,7 @@ class Arrival:
     keep: LocalTarget | None = None
     events: tuple[Event, ...] = ()
     idempotency_key: str | None = None
+    recoded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +290,8 @@ def accepted_event(
             "helo": arrival.peer.helo,
             "tls": arrival.peer.tls_version or "",
         }
+    if arrival.recoded:
+        data["recoded"] = True
     if is_signed:
         data["signed"] = domain_of(judgement.letter.from_addresses[0])
     verdicts = judgement.all_verdicts

@@ -73,7 +73,8 @@ class Editing:
             raise no_room() from error
         if isinstance(content, Spooled):
             files[:] = [content]
-        arrival = replace(arrival, content=content, envelope=replace(arrival.envelope, body="8BITMIME"))
+        envelope = replace(arrival.envelope, body="8BITMIME")
+        arrival = replace(arrival, content=content, envelope=envelope, recoded=True)
         return arrival, await self.read(content)
 
     async def _fit(
@@ -94,7 +95,7 @@ class Editing:
             return arrival, letter
         if isinstance(content, Spooled):
             files[:] = [content]
-        return replace(arrival, content=content), await self.read(content)
+        return replace(arrival, content=content, recoded=True), await self.read(content)
 
     async def rewrite(
         self,

@@ -38,3 +38,8 @@ class Dkim(Section):
         at_least=0,
         at_most=366 * DAY,
     )
+    watch_records: bool = setting(
+        True,
+        "Ask the DNS once a day whether the records of keys that sign are still there, and tell postmaster "
+        "of the domain when one is gone.",
+    )

@@ -2,7 +2,7 @@
 
 Owns which keys of a domain are at which step, what the DNS was seen to say of them, and
 what the operator was told. A domain has one rotation at a time; every step is an event of the
-organization. What step is next is the caller's. A selector is never used again.
+organization. What step is next is the caller's. Retired keys are kept up to RETIRED_LIMIT a domain.
 """
 
 from __future__ import annotations
@@ -11,21 +11,23 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, exists, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, literal_column, select, update
 from sqlalchemy.exc import IntegrityError
 
 from storage import audit, events, ids
 from storage.accounts import dkim_key
 from storage.db import Notice, publish
 from storage.errors import Conflict, Missing
-from storage.queue import OPEN_STATES
 from storage.records import DkimKey, Event
 from storage.schema import deliveries, domains
 from storage.schema import dkim_keys as table
 
 PENDING = ("made", "published")
-RETIRED_LIMIT = 100  # of a domain's retired keys that are shown, the newest
+RETIRED_LIMIT = 100  # of a domain's retired keys that are kept, the newest
+KEYS_PER_DAY = 40  # of one domain
+DAY = 86_400 * 1_000_000
 DAEMON = "daemon"
+LOST = "lost"  # told of a key that signs and whose record is gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,14 @@ def untold(connection: Connection, *, domain: str, organization_id: str) -> list
     return [dkim_key(row) for row in connection.execute(query.order_by(table.c.id))]
 
 
+def newest_at(connection: Connection, *, organization_id: str, domain: str) -> int:
+    """Return when the newest key of a domain was made, retired ones too; 0 where it has none."""
+    query = select(func.max(table.c.created_at)).where(
+        table.c.domain == domain, table.c.organization_id == organization_id
+    )
+    return int(connection.execute(query).scalar() or 0)
+
+
 def due(connection: Connection, *, at: int, limit: int) -> list[tuple[str, str]]:
     """Return up to `limit` (organization, domain) with a key that is due, the longest due first."""
     first = func.min(table.c.due_at)
@@ -94,8 +104,8 @@ def begin(
     where a rotation is under way.
     """
     lock(connection, organization_id=organization_id, domain=domain)
-    if any(key.state in PENDING for key in keys(connection, domain=domain)):
-        raise Conflict(f"a rotation of the keys of {domain} is under way")
+    require_none(connection, organization_id=organization_id, domain=domain, at=at)
+    _prune(connection, domain)
     rows = [
         {
             "id": ids.new("dkm"),
@@ -121,6 +131,31 @@ def begin(
     _tell(connection, found, "made", at=at)
     _note(connection, organization_id, "domain.dkim_rotate", domain, found, actor=actor, at=at)
     return found
+
+
+def require_none(connection: Connection, *, organization_id: str, domain: str, at: int) -> None:
+    """Raise Conflict where a rotation is under way, or where there were too many within a day.
+
+    To be asked before keys are made as well, since that costs more than all else.
+    """
+    mine = table.c.domain == domain, table.c.organization_id == organization_id
+    states = select(table.c.state).where(*mine, table.c.state.in_(PENDING)).limit(1)
+    if connection.execute(states).first() is not None:
+        raise Conflict(f"a rotation of the keys of {domain} is under way")
+    lately = select(func.count()).select_from(table).where(*mine, table.c.created_at > at - DAY)
+    if int(connection.execute(lately).scalar_one()) >= KEYS_PER_DAY:
+        raise Conflict(f"{domain} got {KEYS_PER_DAY} keys within a day: rotate again tomorrow")
+
+
+def _prune(connection: Connection, domain: str) -> None:
+    """Forget the oldest retired keys; their selectors name a second that does not come again."""
+    ended = select(table.c.id).where(
+        table.c.domain == domain, table.c.state == "retired", table.c.due_at.is_(None)
+    )
+    kept = ended.order_by(table.c.id.desc()).limit(RETIRED_LIMIT)
+    beyond = [row.id for row in connection.execute(ended.where(table.c.id.not_in(kept)))]
+    if beyond:
+        connection.execute(delete(table).where(table.c.id.in_(beyond)))
 
 
 def look(
@@ -149,10 +184,13 @@ def _look(connection: Connection, key: DkimKey, found: Look, at: int) -> None:
         values |= {"state": "published", "changed_at": at, "told": "published"}
     elif key.state == "published" and found.said in ("wrong", "missing"):
         values |= {"state": "made", "changed_at": at, "told": "made"}
+    is_lost = key.state == "active" and key.seen_at is not None and found.said in ("wrong", "missing")
+    if is_lost:
+        values["told"] = LOST
     connection.execute(update(table).where(table.c.id == key.id).values(values))
     if "state" in values:
         _tell(connection, [key], "published" if key.state == "made" else "unpublished", at=at)
-    elif key.state == "active" and key.seen_at is not None and found.said in ("wrong", "missing"):
+    elif is_lost:
         _tell(connection, [key], found.said, at=at)
 
 
@@ -214,12 +252,16 @@ def set_due(connection: Connection, *, due_at: Mapping[str, int]) -> None:
 
 def is_mail_waiting(connection: Connection, *, organization_id: str, before: int) -> bool:
     """Return whether an organization has mail in the queue that may have been signed before a moment."""
-    query = select(deliveries.c.id).where(
-        deliveries.c.organization_id == organization_id,
-        deliveries.c.state.in_(OPEN_STATES),
-        deliveries.c.created_at < before,
+    mine = deliveries.c.organization_id == organization_id, deliveries.c.created_at < before
+    # Each as an index has it that holds what is open alone; the table holds all that was ever sent.
+    is_open = (
+        deliveries.c.next_attempt_at.is_not(None),
+        deliveries.c.lease_until.is_not(None),
+        deliveries.c.state == literal_column("'held'"),
     )
-    return bool(connection.execute(select(exists(query))).scalar())
+    return any(
+        connection.execute(select(deliveries.c.id).where(one, *mine).limit(1)).first() for one in is_open
+    )
 
 
 def lock(connection: Connection, *, organization_id: str, domain: str) -> None:

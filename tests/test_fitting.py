@@ -59,6 +59,7 @@ def test_what_users_send_becomes_fit(
     async def scenario(appliance: Appliance) -> None:
         kept = await submitted(appliance, content, source=source, is_spooled=is_spooled)
         assert is_fit(kept) and not is_fit(content)
+        assert appliance.accepted[-1].events[0].data["recoded"] is True
         assert text(kept) == content[content.index(b"\r\n\r\n") + 4 :]
         assert len(appliance.spooled()) == is_spooled
 
@@ -71,6 +72,7 @@ def test_what_is_fit_is_not_touched(tmp_path: Path, is_spooled: bool) -> None:
 
     async def scenario(appliance: Appliance) -> None:
         assert await submitted(appliance, content, is_spooled=is_spooled) == content
+        assert "recoded" not in appliance.accepted[-1].events[0].data
 
     run(tmp_path, scenario)
 

@@ -48,6 +48,9 @@ listen_tls = ["tls:127.0.0.1:{imaps}"]
 [http]
 listen = ["tcp:127.0.0.1:{http}"]
 
+[dkim]
+watch_records = false
+
 [authentication]
 # There is no DNS to ask in this mode.
 enabled = false

@@ -329,7 +329,7 @@ def words(kind: str, data: Mapping[str, Any]) -> str:
         parts = [take("source", "by {}"), take("from", "from {}") or "from <>"]
         parts += [take("peer", "at {}"), take("helo", "({})"), take("tls", "over {}")]
         parts += [take("octets", "{} octets"), take("recipients", "for {}"), take("signed", "signed for {}")]
-        parts += [take("action", "decision: {}")]
+        parts += [take("recoded", "encoded anew for its way"), take("action", "decision: {}")]
     elif kind in ("message.received", "message.kept"):
         parts = [take("recipient", "for {}"), take("folder", "into {}"), take("uid", "as UID {}")]
     else:

@@ -91,15 +91,20 @@ class DkimRoutes:
     async def rotate(self, caller: Caller, name: str) -> Response:
         """Make the next keys of a domain.
 
-        409 where a rotation is under way. Publish the records of those that are `made`: they sign once
-        they have been seen in the DNS for a while, and the present keys sign until then.
+        409 where a rotation is under way, or after twenty a day. Publish the records of those that are
+        `made`: they sign once they have been seen in the DNS for a while, and the present keys sign
+        until then.
         """
         wanted = _wanted(caller, name)
         await self._keys(caller, wanted)
         now = self._services.clock.now()
+        owner = caller.organization_id
+        await self._services.threads.read(
+            partial(dkim.require_none, organization_id=owner, domain=wanted, at=now)
+        )
         unit = partial(
             dkim.begin,
-            organization_id=caller.organization_id,
+            organization_id=owner,
             domain=wanted,
             made=await self._services.threads.compute(new_keys, now),
             actor=caller.key_id,

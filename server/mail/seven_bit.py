@@ -9,6 +9,7 @@ them raises Unencodable. RFC 5322 2.1.1 and 2.2.3, RFC 2045 6, RFC 2046 5.2.1, R
 
 from __future__ import annotations
 
+import codecs
 import re
 from binascii import a2b_qp, b2a_qp
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from server.mail.transfer import LINE_OCTETS as ENCODED_OCTETS
 from server.mail.transfer import encode_base64
 
 LINE_OCTETS = 998  # RFC 5322 2.1.1, without CRLF
+LINE_SOURCE_OCTETS = 57  # that make a line of base64
 TOO_LONG = "is longer than 998 octets"
 
 _RAW = frozenset({b"", b"7bit", b"8bit", b"binary", b"7-bit", b"8-bit"})
@@ -31,6 +33,9 @@ _NOT_BASE64 = bytes(
     for octet in range(256)
     if octet not in b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 )
+_WHITE = re.compile(rb"[ \t]*")
+_ADDRESSES = re.compile(rb"(?:resent-)?(?:from|sender|reply-to|to|cc|bcc)[ \t]{0,80}:", re.I)
+_CROWDED = re.compile(rb",(?![ \t])")
 _WIDE_LABEL = re.compile(rb":\s*(?:8-?bit|binary)\s*\Z", re.I)
 
 Encode = Callable[[Octets, int, int], Iterator[bytes]]
@@ -164,7 +169,9 @@ def _encoder(message: Octets, part: Part) -> tuple[bytes, Encode]:
     is_quoted = encoding == b"quoted-printable"
     if end - start <= TEXT_OCTETS and part.is_text:
         body = a2b_qp(message[start:end]) if is_quoted else message[start:end]
-        if _suits_quoted(body):
+        # What was quoted may hold lines that look like a delimiter as soon as they are not.
+        is_hidden = is_quoted and (body.startswith(b"--") or b"\n--" in body)
+        if not is_hidden and _suits_quoted(body):
             return b"quoted-printable", _requoted if is_quoted else _quoted
     return b"base64", _from_quoted if is_quoted else _encoded
 
@@ -210,8 +217,26 @@ def _wrapped(message: Octets, start: int, end: int) -> Iterator[bytes]:
 
 def _from_quoted(message: Octets, start: int, end: int) -> Iterator[bytes]:
     """Base64 of what quoted-printable means."""
-    decoded = a2b_qp(message[start:end])
-    yield from _encoded(decoded, 0, len(decoded))
+    left = b""
+    for piece in _decoded(message, start, end):
+        left += piece
+        whole = len(left) - len(left) % LINE_SOURCE_OCTETS
+        yield encode_base64(left[:whole])
+        left = left[whole:]
+    yield encode_base64(left)
+
+
+def _decoded(message: Octets, start: int, end: int) -> Iterator[bytes]:
+    """What quoted-printable means, piece by piece: cut behind a line, or where no code can be open."""
+    left = b""
+    for piece in _pieces(message, start, end):
+        left += piece
+        cut = left.rfind(b"\n") + 1
+        if not cut and len(left) > STEP_OCTETS:
+            cut = left.rfind(b"=", len(left) - 3) if b"=" in left[-3:] else len(left)
+        yield a2b_qp(left[:cut])
+        left = left[cut:]
+    yield a2b_qp(left)
 
 
 def _constant(octets: bytes) -> Encode:
@@ -237,11 +262,13 @@ def _described(message: Octets, part: Part, header: bytes, encoding: bytes) -> b
 
 def _charset(message: Octets, part: Part) -> bytes:
     """Return the charset of text that names none (RFC 1428 3)."""
-    body = message[part.body_start : part.body_end]
-    if body.isascii():
+    if _is_ascii(message, part.body_start, part.body_end):
         return b"us-ascii"
+    decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        body.decode("utf-8")
+        for piece in _pieces(message, part.body_start, part.body_end):
+            decoder.decode(piece)
+        decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         return b"unknown-8bit"
     return b"utf-8"
@@ -265,7 +292,15 @@ def refolded(header: bytes) -> bytes:
     """Return a header without long lines; raises Unencodable where one has no place to fold."""
     if not _has_long_line(header, 0, len(header)):
         return header
-    return b"\r\n".join([_folded(line) for line in header.split(b"\r\n")])
+    return b"\r\n".join([_folded(_spaced(line)) for line in header.split(b"\r\n")])
+
+
+def _spaced(line: bytes) -> bytes:
+    """Return a long list of addresses with a space behind each comma, where it can be folded."""
+    # In quoted strings and comments commas may stand that part no addresses.
+    if len(line) <= LINE_OCTETS or b'"' in line or b"(" in line or _ADDRESSES.match(line) is None:
+        return line
+    return _CROWDED.sub(b", ", line)
 
 
 def _folded(line: bytes) -> bytes:
@@ -282,6 +317,8 @@ def _folded(line: bytes) -> bytes:
 def _cut(line: bytes, at: int) -> int:
     """Return where to break a line that begins at a place: at the usual column, else as soon as it can be."""
     begin = _past_white(line, at)
+    if line.startswith(b"--"):
+        begin = len(line)  # no field is called so, and its beginning alone might pass for a delimiter
     cut = max(line.rfind(b" ", begin, at + FOLD_COLUMN + 1), line.rfind(b"\t", begin, at + FOLD_COLUMN + 1))
     if cut < 0:
         ends = [line.find(mark, begin, at + LINE_OCTETS + 1) for mark in (b" ", b"\t")]
@@ -292,9 +329,9 @@ def _cut(line: bytes, at: int) -> int:
 
 
 def _past_white(line: bytes, at: int) -> int:
-    while line[at : at + 1] in (b" ", b"\t"):
-        at += 1
-    return at
+    found = _WHITE.match(line, at)
+    assert found is not None, "no white space is white space enough"
+    return found.end()
 
 
 def _has_long_line(octets: Octets, start: int, end: int) -> bool:

@@ -20,20 +20,23 @@ if TYPE_CHECKING:
 
 SECOND = 1_000_000
 DAY_SECONDS = 86_400
-# Keys that sign are looked at this often, and mail that still needs an old key is asked for.
-CARE_SECONDS = DAY_SECONDS
-WAITING_SECONDS = 3600
+CARE_SECONDS = DAY_SECONDS  # between looks at keys that sign
+WAITING_SECONDS = 3600  # between looks at what should have come by now
 PENDING = frozenset({"made", "published"})
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How fast keys change, in seconds. rotate: age at which they are replaced, 0 for never."""
+    """How fast keys change, in seconds. rotate: age at which they are replaced, 0 for never.
+
+    watches: whether the DNS is asked about keys that sign, too.
+    """
 
     look_seconds: int = 300
     settle_seconds: int = 3600
     retire_seconds: int = 7 * DAY_SECONDS
     rotate_seconds: int = 0
+    watches: bool = True
 
 
 USUAL = Pace()
@@ -46,6 +49,7 @@ def pace_of(settings: Dkim) -> Pace:
         settings.settle_seconds,
         settings.retire_seconds,
         settings.rotate_days * DAY_SECONDS,
+        settings.watch_records,
     )
 
 
@@ -73,13 +77,17 @@ def judge(key: DkimKey, records: Sequence[tuple[bytes, ...]]) -> str:
         return "wrong"
 
 
-def next_act(keys: Sequence[DkimKey], *, now: int, pace: Pace) -> Act:
-    """Return what a domain's keys need now. keys: all that are not retired; now: microseconds."""
+def next_act(keys: Sequence[DkimKey], *, now: int, pace: Pace, made_at: int = 0) -> Act:
+    """Return what a domain's keys need now. keys: all that are not retired; now: microseconds.
+
+    made_at: when its newest key was made, a retired one too: a rotation that was given up is not begun again
+    before the next one would be due.
+    """
     pending = [key for key in keys if key.state in PENDING]
     if pending:
         return Act.SWITCH if all(_may_sign(key, now=now, pace=pace) for key in pending) else Act.WAIT
-    active = [key for key in keys if key.state == "active"]
-    is_old = any(now >= key.changed_at + pace.rotate_seconds * SECOND for key in active)
+    begun_at = min((key.changed_at for key in keys if key.state == "active"), default=now)
+    is_old = now >= max(begun_at, made_at) + pace.rotate_seconds * SECOND
     return Act.BEGIN if pace.rotate_seconds and is_old else Act.WAIT
 
 
@@ -111,7 +119,7 @@ def due_at(key: DkimKey, *, now: int, pace: Pace) -> int:
     if key.state == "retiring":
         over = key.changed_at + pace.retire_seconds * SECOND
         return over if over > now else now + min(WAITING_SECONDS, pace.look_seconds) * SECOND
-    later = now + CARE_SECONDS * SECOND
+    later = now + _care_seconds(key) * SECOND
     if key.state == "active" and pace.rotate_seconds:
         old_at = key.changed_at + pace.rotate_seconds * SECOND
         # A rotation that is under way moves the others; nothing is looked for more often than that.
@@ -119,12 +127,17 @@ def due_at(key: DkimKey, *, now: int, pace: Pace) -> int:
     return later
 
 
-def needs_look(key: DkimKey, *, now: int) -> bool:
-    """Whether the DNS is asked about a key now: new ones at each turn, those that sign once a day."""
+def needs_look(key: DkimKey, *, now: int, pace: Pace) -> bool:
+    """Whether the DNS is asked about a key now: new ones at each turn, those that sign now and then."""
     if key.state in PENDING:
         return True
-    is_stale = key.looked_at is None or now >= key.looked_at + (CARE_SECONDS - 60) * SECOND
-    return key.state == "active" and is_stale
+    is_stale = key.looked_at is None or now >= key.looked_at + (_care_seconds(key) - 60) * SECOND
+    return pace.watches and key.state == "active" and is_stale
+
+
+def _care_seconds(key: DkimKey) -> int:
+    """Return how often a key that signs is looked at: daily, and hourly where its record is missed."""
+    return WAITING_SECONDS if key.looked in ("missing", "wrong") else CARE_SECONDS
 
 
 _STEPS = {

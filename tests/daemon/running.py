@@ -151,6 +151,7 @@ class Daemon:
             "imap": {"listen": [self._at("tcp", "imap")], "listen_tls": [self._at("tls", "imaps")]},
             "http": {"listen": [self._at("tcp", "http")]},
             "authentication": {"enabled": False},
+            "dkim": {"watch_records": False},
             "policy": {"directory": str(self._rules())},
             "delivery": {"default_route": "capture"},
             "control": {"socket": str(self.control)},

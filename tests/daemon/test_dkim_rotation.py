@@ -6,17 +6,21 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
+from tests.daemon.ensemble import Ensemble
 from tests.daemon.letters import DOMAIN, message
 from tests.daemon.partner import Partner, serving
 from tests.daemon.running import Daemon, run_cli, until
 from tests.daemon.test_flow import JUDGE, submit
 from tests.daemon.test_rules import answering
+from tests.daemon.test_several import Make, make
 from tests.nameserver import Nameserver
 
 pytestmark = pytest.mark.whole
+assert make  # a fixture
 
 
 @dataclass
@@ -31,6 +35,10 @@ class Stand:
         """The states of the domain's keys by selector."""
         keys = self.daemon.ask("domain-dkim-status", name=DOMAIN)["keys"]
         return {key["selector"]: key["state"] for key in keys}
+
+    def states_when_down(self) -> list[str]:
+        """The same by the command line, which goes to the store where no daemon answers."""
+        return [key["state"] for key in self.daemon.cli("domain", "dkim", "status", DOMAIN)["keys"]]
 
     def reach(self, *wanted: str) -> None:
         """Wait until the keys, oldest first, are in these states."""
@@ -117,6 +125,45 @@ def test_keys_are_made_seen_used_and_retired(stand: Stand, tmp_path: Path) -> No
         new
     )
     assert "PRIVATE" not in json.dumps(daemon.cli("domain", "dkim", "status", DOMAIN))
+
+
+@pytest.mark.postgresql
+def test_a_switch_in_one_process_is_heard_in_all(shared: Ensemble, make: Make, tmp_path: Path) -> None:
+    (tmp_path / "partner").mkdir()
+    with serving(tmp_path / "partner") as partner, answering({"partner.test": {}}) as nameserver:
+        nameserver.ttl = nameserver.negative_ttl = 0
+        ensemble = make(
+            dns={"servers": [nameserver.address]},
+            delivery={"routes": partner.route},
+            dkim={"look_seconds": 1, "settle_seconds": 0, "retire_seconds": 86_400},
+        )
+        smtp = ensemble.add("smtp", "smtp")
+        ensemble.add("delivery", "delivery")
+        ensemble.add("delivery-2", "delivery")
+        stand = Stand(ensemble, nameserver, partner)
+        smtp.inboxes = ensemble.inboxes
+        sending = Stand(smtp, nameserver, partner)
+        old = list(stand.states())
+        everything = ensemble.cli("domain", "dns", DOMAIN)["records"]
+        assert sending.selectors_on("before", everything, tmp_path) == set(old)
+        made = ensemble.cli("domain", "dkim", "rotate", DOMAIN)["records"]
+        stand.publish(made)
+        stand.reach("retiring", "retiring", "active", "active")
+        new = {one["name"].partition(".")[0] for one in made}
+        # Who signs hears of it a moment after the commit.
+        until(
+            lambda: sending.selectors_on(f"after {uuid4()}", [*everything, *made], tmp_path) == new,
+            "the switch",
+        )
+
+
+def test_a_rotation_can_be_begun_without_the_daemon(stand: Stand) -> None:
+    stand.daemon.stop()
+    made = stand.daemon.cli("domain", "dkim", "rotate", DOMAIN)["records"]
+    assert stand.states_when_down() == ["active", "active", "made", "made"]
+    stand.publish(made)
+    stand.daemon.start()
+    stand.reach("retired", "retired", "active", "active")
 
 
 def test_a_rotation_can_be_given_up(stand: Stand) -> None:

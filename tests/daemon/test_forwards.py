@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection
 
+from storage import accounts
+from storage.db import Database
 from tests.daemon import partner as second
-from tests.daemon.letters import queued_id
+from tests.daemon.letters import DOMAIN, queued_id
 from tests.daemon.partner import Partner
 from tests.daemon.running import Daemon, until
 from tests.daemon.test_rules import answering
@@ -146,3 +149,96 @@ def test_forwarded_mail_that_nobody_may_be_told_of_is_held(road: Road) -> None:
     assert waiting["id"] == delivery["id"]
     daemon.cli("queue", "cancel", waiting["id"])
     assert daemon.deliveries(state="held") == []
+
+
+@pytest.fixture(scope="module")
+def routed(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Iterator[Road]:
+    """A daemon whose addresses alias@ and lost@ have routes to another server."""
+    directory = tmp_path_factory.mktemp("routed")
+    zone = {
+        "example.com": {"TXT": ["v=spf1 ip4:127.0.0.1 -all"], "A": ["127.0.0.1"]},
+        "_dmarc.example.com": {"TXT": ["v=DMARC1; p=reject"]},
+        "sel._domainkey.example.com": {"TXT": [record(rsa_key())]},
+    }
+    with second.serving(directory) as partner, answering(zone) as nameserver:
+        settings = {
+            "dns": {"servers": [nameserver.address]},
+            "authentication": {"enabled": True},
+            "delivery": {"routes": {**partner.route, "example.com": f"smtp:127.0.0.1:{partner.port}"}},
+        }
+        with Daemon(directory, template=template, **settings) as running:
+            add_routes(running)
+            yield Road(running.start(), partner)
+
+
+def add_routes(daemon: Daemon) -> None:
+    """Routes as the store keeps them, put there while the daemon is down."""
+    database = Database.open(f"sqlite:///{daemon.data}/mailagents.sqlite")
+
+    def unit(connection: Connection) -> None:
+        owner = accounts.find_domain(connection, name=DOMAIN)
+        assert owner is not None
+        for alias, target in (("alias", "bob@partner.test"), ("lost", "reject@partner.test")):
+            accounts.add_route(
+                connection,
+                organization_id=owner.organization_id,
+                pattern=f"{alias}@{DOMAIN}",
+                kind="forward",
+                target=target,
+                at=1,
+            )
+
+    database.write(unit)
+    database.close()
+
+
+def test_a_route_seals_rewrites_the_sender_and_leads_the_failure_back(routed: Road) -> None:
+    daemon, partner = routed.daemon, routed.partner
+    content = sign(LETTER.replace(b"An  inv", b"By route: an inv"), rsa_key(), t=None)
+    ids = {}
+    for alias in ("alias", "lost"):
+        with daemon.mx() as client:
+            client.ehlo()
+            assert client.mail("ann@example.com")[0] == 250
+            assert client.rcpt(f"{alias}@{DOMAIN}")[0] == 250
+            code, text = client.data(content)
+            assert code == 250, text
+        ids[alias] = queued_id(text)
+    got = partner.find("By route: an invitation")
+    assert got.content.endswith(content)
+    assert got.content.startswith(b"ARC-Seal: a=rsa-sha256;")
+    assert b"dkim=pass" in got.content and b"dmarc=pass" in got.content
+    assert got.recipients == ("bob@partner.test",)
+    local, _, domain = got.reverse_path.partition("@")
+    assert local.startswith("fwd-") and domain == DOMAIN
+
+    # The other one is refused there: its sender is told, from the null reverse-path and as automatic mail.
+    notice = until(
+        lambda: next((one for one in partner.taken if one.recipients == ("ann@example.com",)), None),
+        "no notice",
+    )
+    assert notice.reverse_path == "<>"
+    assert notice.message["Auto-Submitted"] == "auto-replied"
+    assert "reject@partner.test" in notice.content.decode("ascii")
+    daemon.settled(ids["lost"])
+    assert {"bounced", "notified"} <= set(daemon.kinds(ids["lost"]))
+
+
+def test_a_routed_notice_keeps_the_null_sender_and_is_never_answered(routed: Road) -> None:
+    daemon, partner = routed.daemon, routed.partner
+    sent = {}
+    for alias in ("alias", "lost"):
+        with daemon.mx() as client:
+            client.ehlo()
+            assert client.mail("")[0] == 250
+            assert client.rcpt(f"{alias}@{DOMAIN}")[0] == 250
+            code, text = client.data(
+                f"From: mailer@example.com\r\nSubject: null to {alias}\r\n\r\nx\r\n".encode()
+            )
+            assert code == 250, text
+        sent[alias] = queued_id(text)
+    assert partner.find("null to alias").reverse_path == "<>"
+    (delivery,) = daemon.settled(sent["lost"])["deliveries"]
+    assert delivery["state"] == "held"
+    assert "notified" not in daemon.kinds(sent["lost"])
+    assert not [one for one in partner.taken if b"null to lost" in one.content]

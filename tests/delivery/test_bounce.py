@@ -2,12 +2,15 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from server.delivery import bounce
 from server.delivery.bounce import Bouncer, wants
 from server.delivery.home import derived_id
+from server.mail.dsn import Returned
 from server.refusal import Refusal
 from server.threads import Threads
 from storage import events, queue, schema
@@ -391,3 +394,12 @@ def test_a_notice_that_cannot_be_made_now_keeps_the_file(world: World) -> None:
     world.inbox.refusal = None
     run(catch_up(world))
     assert not world.shelf.aside_path("msg_1-0.eml").exists()
+
+
+@pytest.mark.parametrize(("body", "returned"), [(b"x" * 998, Returned.FULL), (b"x" * 999, Returned.HDRS)])
+def test_a_message_that_not_every_way_carries_is_returned_by_its_header(
+    tmp_path: Path, body: bytes, returned: Returned
+) -> None:
+    path = tmp_path / "message"
+    path.write_bytes(b"Subject: x\r\n\r\n" + body + b"\r\n")
+    assert bounce._returned(path, Returned.FULL, 0) == (path.read_bytes(), returned)

@@ -71,21 +71,22 @@ class Stand:
         await self._deliver()
         self.clock.advance(seconds)
         await self.rotation.turn()
-        return [key.state for key in self.keys()]
+        return [key.state for key in self.known()]
 
     async def _deliver(self) -> None:
         """Let the operator's letters arrive, whose waiting would keep old keys."""
         columns = schema.deliveries.c
-        query = schema.deliveries.update().where(columns.id != "dlv_1").values(state="delivered")
+        query = schema.deliveries.update().where(columns.id != "dlv_1")
+        query = query.values(state="delivered", next_attempt_at=None)
         async with asyncio.timeout(20):
             while self.store.database.write(lambda c: c.execute(query).rowcount) < len(self.accepted):
                 await asyncio.sleep(0.01)
 
-    def keys(self) -> list[DkimKey]:
+    def known(self) -> list[DkimKey]:
         return self.store.database.read(lambda c: dkim.keys(c, domain=DOMAIN, with_retired=True))
 
     def publish(self, *states: str) -> None:
-        for key in self.keys():
+        for key in self.known():
             if key.state in states:
                 self.zone.records[f"{key.selector}._domainkey.{DOMAIN}"] = key.public_record
 
@@ -178,7 +179,7 @@ def test_keys_are_replaced_by_age_at_the_operators_own_pace(tmp_path: Path) -> N
         assert letter["To"] == f"postmaster@{DOMAIN}"
         assert stand.accepted[0].envelope.reverse_path is None
         text = letter.get_content().replace("\r\n", "\n")
-        for key in stand.keys()[2:]:
+        for key in stand.known()[2:]:
             name = f"{key.selector}._domainkey.{DOMAIN}"
             assert f"name   {name}\ntype   TXT\nvalue  {key.public_record}\n" in text
         assert await stand.after(30 * DAY) == ["active", "active", "made", "made"]
@@ -203,12 +204,28 @@ def test_keys_are_replaced_by_age_at_the_operators_own_pace(tmp_path: Path) -> N
     run(tmp_path, scenario)
 
 
+def test_what_was_given_up_is_not_begun_again_at_once(tmp_path: Path) -> None:
+    async def scenario(stand: Stand) -> None:
+        stand.publish("active")
+        await stand.after(90 * DAY)
+        stand.store.database.write(
+            lambda c: dkim.cancel(
+                c, organization_id=stand.owner, domain=DOMAIN, actor="cli:op", at=stand.clock.now()
+            )
+        )
+        assert await stand.after(300) == ["active", "active", "retired", "retired"]
+        assert await stand.after(89 * DAY) == ["active", "active", "retired", "retired"]
+        assert (await stand.after(2 * DAY))[-2:] == ["made", "made"]
+
+    run(tmp_path, scenario)
+
+
 def test_nothing_switches_on_one_record_or_behind_a_gap(tmp_path: Path) -> None:
     async def scenario(stand: Stand) -> None:
         stand.publish("active")
         await stand.after(90 * DAY)
         stand.publish("made")
-        one = stand.keys()[3]
+        one = stand.known()[3]
         name = f"{one.selector}._domainkey.{DOMAIN}"
         kept = stand.zone.records.pop(name)
         assert await stand.after(300) == ["active", "active", "published", "made"]
@@ -267,7 +284,7 @@ def test_old_keys_wait_for_mail_that_they_signed(tmp_path: Path) -> None:
             )
         )
         assert await stand.after(300) == ["retired", "retired", "active", "active"]
-        assert [key.private_pem for key in stand.keys()[:2]] == [b"", b""]
+        assert [key.private_pem for key in stand.known()[:2]] == [b"", b""]
 
     run(tmp_path, scenario)
 
@@ -294,7 +311,7 @@ def test_new_mail_is_signed_by_the_new_keys_at_once(tmp_path: Path) -> None:
         assert await signed_by() == old
         await stand.after(3600)
         await asyncio.sleep(0.05)
-        assert await signed_by() == {key.selector for key in stand.keys()[2:]}
+        assert await signed_by() == {key.selector for key in stand.known()[2:]}
 
     run(tmp_path, scenario)
 
@@ -344,3 +361,113 @@ def test_the_dns_is_asked_about_quiet_keys_once_a_day(tmp_path: Path) -> None:
         assert stand.zone.asked == 2 * 3
 
     run(tmp_path, scenario, pace=Pace())
+
+
+def test_the_operator_hears_once_that_a_record_is_gone(tmp_path: Path) -> None:
+    async def scenario(stand: Stand) -> None:
+        stand.publish("active")
+        await stand.after(1)
+        lost = "rsa._domainkey.ours.example"
+        kept = stand.zone.records.pop(lost)
+        for _ in range(3):
+            await stand.after(DAY)
+        assert stand.told() == [f"DKIM records of {DOMAIN} are not in the DNS any more"]
+        text = stand.letter(stand.accepted[0]).get_content()
+        assert lost in text and "ed25519._domainkey" not in text
+        # Back, and gone again: that is news.
+        stand.zone.records[lost] = kept
+        await stand.after(DAY)
+        stand.zone.records[lost] = "v=DKIM1; p="
+        await stand.after(DAY)
+        assert len(stand.told()) == 2
+        assert await stand.after(1) == ["active", "active"]
+
+    run(tmp_path, scenario, pace=Pace())
+
+
+def test_many_domains_are_not_given_keys_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.delivery.dkim_rotation.BEGINS_PER_TURN", 2)
+    monkeypatch.setattr("server.delivery.dkim_rotation.PAGE", 3)
+
+    async def scenario(stand: Stand) -> None:
+        def more(connection: Any) -> None:
+            for number in range(5):
+                name = f"d{number}.example"
+                accounts.add_domain(connection, organization_id=stand.owner, name=name, at=1)
+                accounts.add_dkim_key(
+                    connection,
+                    organization_id=stand.owner,
+                    domain=name,
+                    selector="s",
+                    algorithm="rsa-sha256",
+                    private_pem=b"",
+                    public_record="v=DKIM1; p=AA==",
+                    at=START,
+                )
+
+        def count(connection: Any) -> int:
+            made = [dkim.keys(connection, domain=f"d{number}.example") for number in range(5)]
+            made.append(dkim.keys(connection, domain=DOMAIN))
+            return sum(any(key.state == "made" for key in keys) for keys in made)
+
+        stand.store.database.write(more)
+        await stand.after(90 * DAY)
+        assert stand.store.database.read(count) == 2
+        await stand.after(300)
+        await stand.after(300)
+        assert stand.store.database.read(count) == 6
+        # Keys that cannot be read sign no letter; all else goes on.
+        assert len(stand.accepted) == 1
+
+    run(tmp_path, scenario)
+
+
+def test_one_domains_failure_spares_the_others(tmp_path: Path) -> None:
+    async def scenario(stand: Stand) -> None:
+        def more(connection: Any) -> None:
+            accounts.add_domain(connection, organization_id=stand.owner, name="broken.example", at=1)
+            accounts.add_dkim_key(
+                connection,
+                organization_id=stand.owner,
+                domain="broken.example",
+                selector="s",
+                algorithm="rsa-sha256",
+                private_pem=b"",
+                public_record="v=DKIM1; p=AA==",
+                at=START - 1,
+            )
+
+        stand.store.database.write(more)
+        asking = stand.zone.resolve
+
+        async def resolve(name: str, rdtype: str) -> Answer:
+            if "broken" in name:
+                raise RuntimeError("a bug")
+            return await asking(name, rdtype)
+
+        stand.zone.resolve = resolve  # type: ignore[method-assign]
+        with pytest.raises(RuntimeError):
+            await stand.after(90 * DAY)
+        assert [key.state for key in stand.known()] == ["active", "active", "made", "made"]
+
+    run(tmp_path, scenario)
+
+
+def test_a_dns_that_says_nothing_holds_up_no_stop(tmp_path: Path) -> None:
+    async def scenario(stand: Stand) -> None:
+        asked = asyncio.Event()
+
+        async def resolve(_name: str, _rdtype: str) -> Answer:
+            asked.set()
+            await asyncio.Event().wait()
+            raise AssertionError("it never ends")
+
+        stand.zone.resolve = resolve  # type: ignore[method-assign]
+        stand.clock.advance(1)
+        await stand.rotation.start()
+        async with asyncio.timeout(20):
+            await asked.wait()
+            await stand.rotation.stop()
+        assert [key.looked for key in stand.known()] == ["unknown", "unknown"]
+
+    run(tmp_path, scenario)

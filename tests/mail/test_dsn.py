@@ -200,3 +200,21 @@ def test_number_of_recipients_read_is_bounded():
 )
 def test_xtext_is_decoded(text, decoded):
     assert decode_xtext(text) == decoded
+
+
+@pytest.mark.parametrize(
+    ("line", "is_kept"), [(b"X-Long: " + b"word " * 500 + b"end", True), (b"X-Long: " + b"w" * 1500, False)]
+)
+def test_returned_header_has_short_lines_and_leaves_out_what_has_none(line, is_kept):
+    content = ORIGINAL.replace(b"\r\nSubject", b"\r\n" + line + b"\r\nSubject")
+    octets = compose_dsn(report(content=content))
+    assert max(map(len, octets.split(b"\r\n"))) <= 998
+    returned = scan(octets).parts[2]
+    header = octets[returned.body_start : returned.body_end]
+    names = [field.name for field in fields(header)]
+    assert (b"X-Long" in names) is is_kept
+    assert names[-1] == b"Subject" and names[0] == b"From"
+    if is_kept:
+        assert [one.value for one in fields(header)] == [
+            one.value for one in fields(content[: split(content)])
+        ]

@@ -6,7 +6,7 @@ from email import policy
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from server.mail.header import fields, split, unfold
@@ -92,6 +92,8 @@ def test_text_is_the_same_afterwards(body: bytes, is_last: bool) -> None:
         [b"text/plain", b"text/html; charset=iso-8859-1", b"application/octet-stream", b"image/png"]
     ),
 )
+@example(b"a=\r\n--b=\r\n\r\n\xff", b"quoted-printable", b"text/plain")
+@example(b"--b=\r\n\r\n\xff", b"quoted-printable", b"text/plain")
 def test_any_octets_decode_to_the_same(body: bytes, encoding: bytes, kind: bytes) -> None:
     message = letter(multipart(leaf(body, kind, encoding), leaf(b"plain")))
     assume(len(scan(message).parts) == 2)
@@ -115,6 +117,30 @@ def test_whatever_comes_is_made_fit_left_or_refused(octets: bytes) -> None:
         assert len(list(scan(after).walk())) == len(list(scan(message).walk()))
         if after.isascii():
             assert made(after) == after
+
+
+WORDS = [
+    b"--b", b"--c", b"--b--", b"--c--", b"\r\n", b"\r\n\r\n", b"--", b"-", b" ", b"\t", b".", b"=", b"=3D",
+    b"=\r\n", b"=C3", b"==", b"QUJD", b"\xff", b"\xc3\xa4", b"x" * 400, b"x" * 999, b"a b " * 300,
+    b"MIME-Version: 1.0",
+    b"Content-Type: multipart/mixed; boundary=b", b"Content-Type: multipart/signed; boundary=c",
+    b"Content-Type: multipart/digest; boundary=b", b"Content-Type: message/rfc822",
+    b"Content-Type: text/html", b"Content-Transfer-Encoding: 8bit", b"Subject: \xfc",
+    b"content-transfer-encoding:\r\n base64",
+    b"Content-Transfer-Encoding: quoted-printable", b"Content-Transfer-Encoding: x-unknown",
+]  # fmt: skip
+
+
+@settings(max_examples=500)
+@given(st.lists(st.sampled_from(WORDS), max_size=40).map(b"".join))
+def test_what_looks_like_mime_keeps_its_parts_and_what_they_mean(octets: bytes) -> None:
+    for message in (octets, letter(multipart(octets))):
+        try:
+            after = made(message)
+        except Unencodable:
+            continue
+        assert content(after) == content(message)
+        assert not after.isascii() or edits(after) == []
 
 
 @pytest.mark.parametrize(
@@ -243,11 +269,31 @@ def test_long_lines_of_a_header_are_folded(line: bytes) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [b"Subject: " + b"w" * 1000, b"To: " + b"a@b.example," * 100, b"X-A: a" + b" " * 1200, b"w" * 2000],
+    [
+        b"Subject: " + b"w" * 1000,
+        b'To: "x" <a@b.example>,' + b"a@b.example," * 100,
+        b"X-A: a" + b" " * 1200,
+        b"w" * 2000,
+    ],
 )
 def test_a_header_line_without_a_place_to_fold_is_refused(line: bytes) -> None:
     with pytest.raises(Unencodable, match="no place"):
         made(letter(b"").removesuffix(b"\r\n") + b"\r\n" + line + b"\r\n\r\nx\r\n")
+
+
+def test_what_would_pass_for_a_delimiter_is_not_made_by_folding() -> None:
+    with pytest.raises(Unencodable, match="no place"):
+        made(letter(multipart(b"X: y\r\n--b-- " + b"word " * 300 + b"\r\n\r\nx")))
+
+
+@pytest.mark.parametrize("name", [b"To", b"cc", b"Resent-To", b"Reply-To "])
+def test_a_crowded_list_of_addresses_is_folded_behind_its_commas(name: bytes) -> None:
+    addresses = [b"a%d@b.example" % number for number in range(200)]
+    message = name + b": " + b",".join(addresses) + b"\r\n" + letter(leaf(b"x\r\n", encoding=b"7bit"))
+    after = made(message)
+    assert is_fit(after)
+    [field] = [one for one in fields(after[: split(after)]) if one.name == name.strip()]
+    assert [one.strip() for one in field.value.split(b",")] == addresses
 
 
 def test_a_huge_header_line_takes_linear_time() -> None:

@@ -95,6 +95,9 @@ def test_keys_are_replaced_at_their_age_and_one_rotation_at_a_time() -> None:
     assert rotation.next_act([old], now=NOW, pace=PACE) is Act.WAIT
     assert rotation.next_act([old, key("ed25519-sha256")], now=NOW, pace=pace) is Act.WAIT
     assert rotation.next_act([], now=NOW, pace=pace) is Act.WAIT
+    # One was given up since: the next comes as long after it.
+    assert rotation.next_act([old], now=NOW, pace=pace, made_at=NOW - 999 * SECOND) is Act.WAIT
+    assert rotation.next_act([old], now=NOW, pace=pace, made_at=NOW - 1000 * SECOND) is Act.BEGIN
 
 
 def test_old_keys_retire_after_their_time() -> None:
@@ -121,3 +124,17 @@ def test_every_state_is_described() -> None:
     for state in ("made", "published", "active", "retiring", "retired"):
         for looked in ("", "right", "wrong", "missing", "unknown"):
             assert rotation.describe(key(state=state, looked=looked))
+
+
+def test_what_is_missed_is_looked_at_each_hour_and_what_is_right_each_day() -> None:
+    for looked, hours in (("right", 24), ("unknown", 24), ("", 24), ("missing", 1), ("wrong", 1)):
+        one = key(state="active", looked=looked, looked_at=NOW)
+        due = rotation.due_at(one, now=NOW, pace=PACE)
+        assert due == NOW + hours * 3600 * SECOND
+        assert not rotation.needs_look(one, now=NOW + 60 * SECOND, pace=PACE)
+        assert rotation.needs_look(one, now=due, pace=PACE)
+    assert rotation.needs_look(key(state="active"), now=NOW, pace=PACE)
+    assert not rotation.needs_look(key(state="retiring"), now=NOW, pace=PACE)
+    unwatched = replace(PACE, watches=False)
+    assert not rotation.needs_look(key(state="active"), now=NOW, pace=unwatched)
+    assert rotation.needs_look(key(), now=NOW, pace=unwatched)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from sqlalchemy import Connection, insert
+from sqlalchemy import Connection, func, insert, select
 
 from storage import accounts, audit, dkim, events, schema
 from storage.db import Database
@@ -194,6 +194,7 @@ def test_domains_come_when_a_key_is_due(both: Database) -> None:
     [
         ("deferred", NOW - HOUR, OURS, True),
         ("held", NOW - 1, OURS, True),
+        ("active", NOW - 1, OURS, True),
         ("scheduled", NOW, OURS, False),
         ("delivered", NOW - HOUR, OURS, False),
         ("deferred", NOW - HOUR, OTHER, False),
@@ -211,8 +212,41 @@ def test_mail_in_the_queue_keeps_old_keys(
             organization_id=organization_id,
             state=state,
             created_at=created_at,
+            # As the queue has it: what is final or held comes due no more.
+            next_attempt_at=NOW if state in ("deferred", "scheduled") else None,
+            lease_until=NOW if state == "active" else None,
         )
         connection.execute(insert(schema.deliveries), [row])
 
     both.write(unit)
     assert both.read(lambda c: dkim.is_mail_waiting(c, organization_id=OURS, before=NOW)) is waits
+
+
+def test_rotations_have_a_limit_and_old_keys_are_forgotten(
+    both: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dkim, "RETIRED_LIMIT", 50)
+    start = 10 * dkim.DAY
+    a_day = dkim.KEYS_PER_DAY // 2
+
+    def turn(number: int, at: int) -> None:
+        begin(both, at, number=number)
+        both.write(lambda c: dkim.cancel(c, **HERE, actor="cli:op", at=at))
+
+    for number in range(a_day):
+        turn(number, start + number)
+    with pytest.raises(Conflict, match="tomorrow"):
+        turn(99, start + 99)
+    with pytest.raises(Conflict, match="tomorrow"):
+        both.read(lambda c: dkim.require_none(c, **HERE, at=start + 99))
+    for number in range(a_day, 2 * a_day):
+        turn(number, start + dkim.DAY + number)
+    kept = both.read(lambda c: dkim.keys(c, domain=DOMAIN, with_retired=True))
+    everything = both.read(lambda c: c.execute(select(func.count()).select_from(schema.dkim_keys)).scalar())
+    # Those that sign, what was kept, and the last.
+    assert len(kept) == 2 + 50
+    assert everything == 2 + 50 + 2
+    assert [key.state for key in kept[:2]] == ["active", "active"]
+    assert {key.selector for key in kept[-2:]} == {
+        f"{a}{2 * a_day - 1}" for a in ("rsa-sha256", "ed25519-sha256")
+    }
