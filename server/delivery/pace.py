@@ -33,7 +33,12 @@ def parse_rate(text: str) -> float:
 
 
 def provider_of(host: str) -> str:
-    """Return who runs a host, by its name: its last two labels, three under names such as co.uk."""
+    """Return who runs a host, by its name: its last two labels, three under names such as co.uk.
+
+    '' for an address or a name of one label.
+    """
+    if "." not in host or ":" in host or host.replace(".", "").isdigit():
+        return ""
     labels = host.rstrip(".").lower().split(".")
     is_shared = len(labels) > 2 and len(labels[-1]) == 2 and labels[-2] in _SHARED
     return ".".join(labels[-3 if is_shared else -2 :])
@@ -87,9 +92,10 @@ class Pace:
 
     def learn(self, domain: str, host: str) -> None:
         """Note which host answered for a domain."""
-        if "." not in host or host.replace(".", "").isdigit() or ":" in host:
+        provider = provider_of(host)
+        if not provider:
             return
-        self._provider_of[domain] = provider_of(host)
+        self._provider_of[domain] = provider
         self._provider_of.move_to_end(domain)
         if len(self._provider_of) > DOMAINS_LIMIT:
             self._provider_of.popitem(last=False)

@@ -410,7 +410,7 @@ class Scheduler:
         _log(settlement)
         self.tally.attempt(
             result=outcome.state.value,
-            provider=provider_of(outcome.host) if "." in outcome.host else "",
+            provider=provider_of(outcome.host),
             seconds=outcome.duration / SECOND,
             is_in_doubt=settlement.in_doubt,
         )
@@ -523,7 +523,7 @@ def _log(settlement: Settlement) -> None:
         tls=outcome.tls_version or "",
         tls_policy=outcome.tls_policy,
         seconds=round(outcome.duration / SECOND, 3),
-        provider=provider_of(outcome.host) if "." in outcome.host else "",
+        provider=provider_of(outcome.host),
         in_doubt=settlement.in_doubt,
         next_attempt_at=settlement.next_attempt_at,
     )

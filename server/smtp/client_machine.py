@@ -262,11 +262,11 @@ class Machine:
 
     def _take(self, reply: Reply) -> None:
         if not self._expected:
-            self._note(-1, f"S: {reply.code} {reply.enhanced} {reply.text}")
+            self._note(-1, _told(reply))
             self._unasked(reply)
             return
         expected = self._expected[0]
-        self._note(expected.index, f"S: {reply.code} {reply.enhanced} {reply.text}")
+        self._note(expected.index, _told(reply))
         if reply.code == 421:
             # RFC 5321 3.8: the server closes the channel, whatever was asked.
             self.fail(reply.text, reply)
@@ -502,6 +502,10 @@ def _obstacle(code: int, enhanced: str, text: str) -> Answer:
 NO_REQUIRETLS = _obstacle(
     550, "5.7.30", "the message requires TLS, and the server does not offer REQUIRETLS under TLS"
 )
+
+
+def _told(reply: Reply) -> str:
+    return " ".join(filter(None, ("S:", str(reply.code), reply.enhanced, reply.text)))
 
 
 def _hidden(line: str) -> str:

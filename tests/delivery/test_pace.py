@@ -40,7 +40,8 @@ def test_what_is_no_rate_is_refused(text: str) -> None:
         ("ALT1.ASPMX.L.GOOGLE.COM.", "google.com"),
         ("mx.example.co.uk", "example.co.uk"),
         ("mx.example.de", "example.de"),
-        ("localhost", "localhost"),
+        ("localhost", ""),
+        ("192.0.2.1", ""),
         ("co.uk", "co.uk"),
     ],
 )
