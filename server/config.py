@@ -31,6 +31,7 @@ from server.sections import (
     Store,
     Tls,
 )
+from server.sections_bounces import Bounces
 from server.sections_names import DnsLists, Greylist
 from server.sections_policy import Limits, Policy, Rejects, Scanners, Webhooks
 from server.sections_protection import Protection
@@ -78,6 +79,7 @@ class Settings(Section):
     dns_lists: DnsLists = DnsLists()
     greylist: Greylist = Greylist()
     webhooks: Webhooks = Webhooks()
+    bounces: Bounces = Bounces()
     delivery: Delivery = Delivery()
     control: Control = Control()
 

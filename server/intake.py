@@ -21,6 +21,7 @@ from server.arrival import (
     Arrival,
     IntakeSettings,
     Judgement,
+    Notice,
     Receipt,
     accepted_event,
     appended,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from server.client_facts import ClientFacts
     from server.clock import Clock
     from server.correspondents import Correspondents
+    from server.notices_in import NoticeReader
     from server.rejects import Refused, Rejects
     from server.routing import Routing
     from server.rulebook import Rulebook
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
     from server.sender_auth.verify import Verifier
     from server.standing import Standing
     from server.threads import Threads
+    from server.unsubscribe import Unsubscribe
     from storage.spool import SpoolWriter
 
 
@@ -97,6 +100,8 @@ class Intake(Door):
         dmarc_counts: DmarcCounts | None = None,
         scanning: Scanning | None = None,
         client_facts: ClientFacts | None = None,
+        notices: NoticeReader | None = None,
+        unsubscribing: Unsubscribe | None = None,
     ) -> None:
         senders = Senders(threads, routing)
         super().__init__(
@@ -116,7 +121,8 @@ class Intake(Door):
         self._rejects = rejects
         self._dmarc_counts = dmarc_counts
         self._scanning = scanning
-        self._editing = Editing(threads, senders, clock, settings.hostname)
+        self._notices = notices
+        self._editing = Editing(threads, senders, clock, settings.hostname, unsubscribing)
         self._steering = Steering(routing)
 
     def spool(self) -> SpoolWriter:
@@ -205,9 +211,14 @@ class Intake(Door):
                 arrival, letter, files, select=completion.return_paths
             )
         groups: Sequence[Group] = await self._group(arrival)
+        notice = None
+        if arrival.envelope.reverse_path is None and self._notices is not None:
+            notice = await self._notices.look(arrival, {group.organization_id for group in groups})
         try:
             judgements: Sequence[Judgement]
-            judgements = [await self._decide(arrival, group, letter, verdicts, scans) for group in groups]
+            judgements = [
+                await self._decide(arrival, group, letter, verdicts, scans, notice=notice) for group in groups
+            ]
         except Refusal as refusal:
             self._count_refused(arrival, verdicts, refusal)
             raise
@@ -262,6 +273,8 @@ class Intake(Door):
         letter: evidence.Letter,
         verdicts: tuple[Verdict, ...],
         scans: Scans | None,
+        *,
+        notice: Notice | None = None,
     ) -> Judgement:
         identity = arrival.identity
         case = evidence.Case(
@@ -279,6 +292,8 @@ class Intake(Door):
             own_name=self._own_name,
         )
         facts = evidence.Facts(case)
+        if notice is not None:
+            facts.update(is_dsn=True, dsn_proved=bool(notice.proof))
         if self._correspondents is not None:
             await self._correspondents.look(facts, [local.mailbox.id for _, local in group.local])
         decision = UNRULED
@@ -292,7 +307,7 @@ class Intake(Door):
                 refuse(decision)
         if arrival.source in FROM_SENDERS and self._standing is not None:
             self._standing.record(facts)
-        return Judgement(letter, verdicts, facts, decision, scans)
+        return Judgement(letter, verdicts, facts, decision, scans, notice)
 
     async def _place(
         self, arrival: Arrival, judgement: Judgement, recipient: Recipient, local: Local
@@ -329,6 +344,9 @@ class Intake(Door):
         events = arrival.events + feedback(
             arrival, judgement.letter, group.organization_id, message_id=message_id, now=now
         )
+        if judgement.notice is not None:
+            owner = group.organization_id
+            events += (judgement.notice.event(organization_id=owner, message_id=message_id, at=now),)
         if decision is not UNRULED:
             events += await self._steering.steer(arrival, group, decision, message_id=message_id, now=now)
         ruled = b""

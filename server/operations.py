@@ -20,6 +20,7 @@ from server.queue_operations import QUEUE_OPERATIONS
 from server.routing import operator_fault
 from server.sender_auth import zone
 from server.sender_auth.keys import ALGORITHMS, make_key
+from server.suppression_operations import SUPPRESSION_OPERATIONS
 from storage import accounts, dmarc, events, grants, queue_view, reconcile
 from storage.errors import Conflict, Full, Missing
 from storage.records import Domain, Event, Grant, Mailbox, Organization
@@ -368,6 +369,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "status": status,
     "operator-check": operator_check,
     **QUEUE_OPERATIONS,
+    **SUPPRESSION_OPERATIONS,
     **ACTS,
 }
 

@@ -41,6 +41,7 @@ PAUSES_LIMIT = 10_000
 OUTCOMES: Mapping[str, tuple[str, ...]] = {
     "message.delivered": (SETTLED,),
     "message.bounced": (SETTLED, BOUNCED),
+    "message.bounced_later": (BOUNCED,),  # it was settled when it was delivered
     "message.expired": (SETTLED,),
     "message.complained": (COMPLAINED,),
 }

@@ -13,7 +13,7 @@ import random
 import ssl
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ from server.delivery.carrier import Carrier, suppressed
 from server.delivery.exchangers import Exchangers
 from server.delivery.forwarding import Forwarding, is_unanswerable
 from server.delivery.home import Homeward
+from server.delivery.judging import facts_of
 from server.delivery.ledger import LeaseLost, Ledger
 from server.delivery.outcome import in_doubt, slows_down
 from server.delivery.pool import Pool
@@ -37,6 +38,7 @@ from storage.errors import StorageError
 from storage.lanes import Lane, Place, lanes, next_due
 from storage.queue import Pick, Settlement
 from storage.records import Delivery, DeliveryState, Outcome
+from storage.suppressing import Rules
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from server.clock import Clock
     from server.dns import Resolver
     from server.intake import Intake
+    from server.return_tokens import ReturnTokens
     from server.routing import Routing
     from server.sections import Delivery as DeliverySettings
     from server.threads import Hub, Threads
@@ -59,6 +62,21 @@ TROUBLE_SECONDS = 1.0
 FOREVER = 1 << 62
 
 log = structlog.get_logger("delivery")
+
+
+RULES = Rules()
+
+
+@dataclass(frozen=True, slots=True)
+class Returning:
+    """What becomes of mail that comes back: how addresses are suppressed, and who gets signed return paths."""
+
+    rules: Rules = RULES
+    verp: tuple[str, ...] = ()
+    tokens: ReturnTokens | None = None
+
+
+RETURNING = Returning()
 
 
 class Scheduler:
@@ -83,6 +101,7 @@ class Scheduler:
         tls_context: ssl.SSLContext | None,
         jitter: random.Random,
         holder: str = "",
+        returning: Returning = RETURNING,
     ) -> None:
         self._threads = threads
         self._hub = hub
@@ -108,7 +127,11 @@ class Scheduler:
         )
         delay = settings.delay_notice_seconds * SECOND
         self._ledger = Ledger(
-            threads=threads, clock=clock, delay_notice_after=delay or None, settled=self._on_settled
+            threads=threads,
+            clock=clock,
+            delay_notice_after=delay or None,
+            settled=self._on_settled,
+            rules=returning.rules,
         )
         exchangers = Exchangers(
             resolver, hostname=hostname, allow_private_addresses=settings.allow_private_addresses
@@ -123,7 +146,7 @@ class Scheduler:
                 clock=clock,
                 hostname=hostname,
                 dice=jitter,
-                forwarding=Forwarding(routing) if settings.forwarded_sender == "ours" else None,
+                forwarding=_forwarding(threads, routing, settings, returning),
             ),
             homeward=Homeward(
                 intake=intake, routing=routing, threads=threads, clock=clock, hostname=hostname
@@ -328,7 +351,7 @@ class Scheduler:
     def _settlement(self, delivery: Delivery, outcome: Outcome) -> Settlement:
         unanswerable = is_unanswerable(delivery)
         if outcome.state is not DeliveryState.DEFERRED:
-            return Settlement(delivery, outcome, unanswerable=unanswerable)
+            return Settlement(delivery, outcome, unanswerable=unanswerable, facts=facts_of(outcome))
         due = next_attempt(
             now=self._clock.now(),
             expires_at=delivery.expires_at,
@@ -339,7 +362,7 @@ class Scheduler:
         )
         if due is None:
             expired = replace(outcome, state=DeliveryState.EXPIRED)
-            return Settlement(delivery, expired, unanswerable=unanswerable)
+            return Settlement(delivery, expired, unanswerable=unanswerable, facts=facts_of(expired))
         return Settlement(delivery, outcome, due, in_doubt(outcome))
 
     def _on_settled(self, settlements: Sequence[Settlement]) -> None:
@@ -379,6 +402,17 @@ class Scheduler:
         except StorageError as error:
             log.error("leases not given back", count=len(deliveries), problem=str(error))
         self._release(deliveries)
+
+
+def _forwarding(
+    threads: Threads, routing: Routing, settings: DeliverySettings, returning: Returning
+) -> Forwarding | None:
+    forwards = settings.forwarded_sender == "ours"
+    if not forwards and not returning.verp:
+        return None
+    return Forwarding(
+        routing, forwards=forwards, verp=returning.verp, tokens=returning.tokens, threads=threads
+    )
 
 
 def _nothing() -> None:

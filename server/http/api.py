@@ -26,6 +26,8 @@ from server.http.organizations import OrganizationRoutes
 from server.http.queueing import QueueRoutes
 from server.http.sending import SendingRoutes
 from server.http.services import Services
+from server.http.suppressing import SuppressionRoutes
+from server.http.unsubscribing import Unsubscribing
 from server.http.upkeep import make_lifespan
 from storage import queue
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from server.config import Settings
     from server.intake import Intake
     from server.login import Login
+    from server.return_tokens import ReturnTokens
     from server.routing import Routing
     from server.threads import Hub, Threads
     from storage.maildir import Maildir
@@ -51,6 +54,7 @@ def make_app(
     maildir: Maildir,
     clock: Clock,
     settings: Settings,
+    tokens: ReturnTokens | None = None,
     store_health: Callable[[], Mapping[str, object]] | None = None,
     measures: Sequence[Measure] = (),
 ) -> FastAPI:
@@ -85,6 +89,8 @@ def make_app(
     )
     health.add_to(door)
     Console(services=services, access=access).add_to(app)
+    if tokens is not None:
+        Unsubscribing(threads=threads, clock=clock, tokens=tokens).add_to(app)
     app.add_middleware(Edge, metrics=metrics, clock=clock)
     openapi.install(app, VERSION)
     return app
@@ -98,6 +104,7 @@ def _add_routes(door: Door, services: Services) -> None:
         SendingRoutes(services, files),
         MessageRoutes(services, files),
         HappeningRoutes(services),
+        SuppressionRoutes(services),
         QueueRoutes(services),
     ):
         routes.add_to(door)
