@@ -27,21 +27,12 @@ if TYPE_CHECKING:
     from server.clock import Clock
     from server.senders import Senders
     from server.threads import Threads
-    from server.unsubscribe import Unsubscribe
 
 
 class Editing:
     """Changes content and reads it again; `files` are the spool files that the message now lies in."""
 
-    def __init__(
-        self,
-        threads: Threads,
-        senders: Senders,
-        clock: Clock,
-        hostname: str,
-        unsubscribing: Unsubscribe | None = None,
-    ) -> None:
-        self._unsubscribing = unsubscribing
+    def __init__(self, threads: Threads, senders: Senders, clock: Clock, hostname: str) -> None:
         self._threads = threads
         self._senders = senders
         self._clock = clock
@@ -60,8 +51,6 @@ class Editing:
         added = completion.missing_fields(
             letter, message_id=message_id, hostname=self._hostname, at=self._clock.now()
         ) + completion.sender_field(letter, arrival.identity)
-        if self._unsubscribing is not None:
-            added += self._unsubscribing.fields(arrival, letter, message_id=message_id)
         if added or any(map(letter.has, completion.WITHHELD)):
             return await self.rewrite(arrival, letter, files, added=added, select=completion.withheld_fields)
         return arrival, letter

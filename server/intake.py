@@ -122,7 +122,8 @@ class Intake(Door):
         self._dmarc_counts = dmarc_counts
         self._scanning = scanning
         self._notices = notices
-        self._editing = Editing(threads, senders, clock, settings.hostname, unsubscribing)
+        self._unsubscribing = unsubscribing
+        self._editing = Editing(threads, senders, clock, settings.hostname)
         self._steering = Steering(routing)
 
     def spool(self) -> SpoolWriter:
@@ -352,6 +353,8 @@ class Intake(Door):
         ruled = b""
         if decision.headers:
             ruled = b"".join(header.fold(name, header.encode(value)) for name, value in decision.headers)
+        if self._unsubscribing is not None:
+            ruled += self._unsubscribing.fields(arrival, judgement.letter, message_id=message_id)
         signature = await self._sign(arrival, group, judgement.letter, ruled, now)
         fields = signature + trace_fields(
             arrival,

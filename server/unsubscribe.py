@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from server.mail.address import AddressSyntax, normalise
 from server.return_tokens import ReturnTokens, Unsubscribing
 from storage import accounts, events, ids, suppression
-from storage.records import Event
+from storage.records import Event, Source
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PATH = "/unsubscribe/"
 BULK = "bulk"
+SENT = frozenset({Source.SUBMISSION, Source.API})
 UNSUBSCRIBED = "message.unsubscribed"
 _FIELD = b"list-unsubscribe"
 LINE_LIMIT = 990  # RFC 5322 2.1.1: 998 octets, and a link can't be folded
@@ -39,7 +40,12 @@ class Unsubscribe:
     def fields(self, arrival: Arrival, letter: Letter, *, message_id: str) -> bytes:
         """Return the fields with CRLF that a sent message gets; b'' where it is not for it."""
         identity, envelope = arrival.identity, arrival.envelope
-        if identity is None or len(envelope.recipients) != 1 or envelope.reverse_path is None:
+        if (
+            arrival.source not in SENT
+            or identity is None
+            or len(envelope.recipients) != 1
+            or envelope.reverse_path is None
+        ):
             return b""
         if not (self._is_for_all or BULK in identity.scopes) or letter.has(_FIELD):
             return b""

@@ -134,7 +134,9 @@ class SuppressionRoutes:
                 connection, organization_id=caller.organization_id, address=wanted, sender=sender
             )
             if found is not None and found.scope == "appliance" and not caller.is_operator:
-                raise Problem(403, "scope_missing", "The scope appliance needs a key with the scope operator.")
+                raise Problem(
+                    403, "scope_missing", "The scope appliance needs a key with the scope operator."
+                )
             removed = suppression.remove(
                 connection, organization_id=caller.organization_id, address=wanted, sender=sender
             )
