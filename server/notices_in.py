@@ -46,7 +46,7 @@ class NoticeReader:
         self._tokens = tokens
 
     async def look(self, arrival: Arrival, organizations: Collection[str]) -> Notice | None:
-        """Return what a message from the null sender tells of mail of these organizations; None: no notice."""
+        """Return what mail from the null sender tells of mail of these organizations; None: no notice."""
         if arrival.envelope.reverse_path is not None or arrival.source is not Source.MX:
             return None
         content = await self._beginning(arrival.content)

@@ -187,13 +187,13 @@ class Parts:
         )
         roles = settings.server.roles
         if "delivery" in roles:
-            self._build_delivery(threads, hub, routing, intake, resolver, tokens)
+            self._build_delivery(threads, hub, routing, intake, resolver=resolver, tokens=tokens)
         if "smtp" in roles:
             self._build_smtp(threads, intake, login)
         if "imap" in roles:
             self._build_imap(threads, hub, login, intake)
         if "http" in roles:
-            self._build_http(threads, hub, login, intake, routing, tokens)
+            self._build_http(threads, hub, login, intake, routing=routing, tokens=tokens)
         return threads
 
     def add(
@@ -300,6 +300,7 @@ class Parts:
         hub: Hub,
         routing: Routing,
         intake: Intake,
+        *,
         resolver: Any,
         tokens: ReturnTokens,
     ) -> None:
@@ -503,6 +504,7 @@ class Parts:
         hub: Hub,
         login: Login,
         intake: Intake,
+        *,
         routing: Routing,
         tokens: ReturnTokens,
     ) -> None:

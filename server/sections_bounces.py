@@ -37,7 +37,8 @@ class Bounces(Section):
     ] = setting(
         (),
         "Domains whose mail leaves with a signed return path of its own for each recipient, so that every "
-        "bounce is known by its address. The domain is that of From; each recipient gets a transaction of its own.",
+        "bounce is known by its address. The domain is that of From; each recipient gets a transaction of "
+        "its own.",
         allowed='domain names, or "*" for all domains of this server',
     )
     verp_expiry_seconds: int = setting(
@@ -56,8 +57,8 @@ class Bounces(Section):
     )
     half_life_seconds: int = setting(
         7 * DAY,
-        "How long such a suppression holds before one message may try the address again. It ends when that is "
-        "taken, and holds twice as long when it is not.",
+        "How long such a suppression holds before one message may try the address again. It ends when that "
+        "is taken, and holds twice as long when it is not.",
         at_least=60,
         at_most=366 * DAY,
     )

@@ -30,7 +30,7 @@ LINE_LIMIT = 990  # RFC 5322 2.1.1: 998 octets, and a link can't be folded
 
 
 class Unsubscribe:
-    """Makes the fields. url: where readers reach the HTTP role. is_for_all: not only logins with the scope."""
+    """Makes the fields. url: where readers reach the HTTP role. is_for_all: not only for the scope bulk."""
 
     def __init__(self, tokens: ReturnTokens, *, url: str, is_for_all: bool) -> None:
         self._tokens = tokens

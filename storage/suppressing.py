@@ -136,7 +136,7 @@ def _may_probe(connection: Connection, row: Suppression, asked: Asked, at: int) 
 
 
 def failed(connection: Connection, failure: Failure, *, rules: Rules, at: int) -> Suppression | None:
-    """Note a failure that was the recipient's own; returns the suppression that follows from it, if one does."""
+    """Note a failure that was the recipient's own; returns the suppression that follows from it, if any."""
     known = suppression.own(connection, organization_id=failure.organization_id, address=failure.address)
     if known is not None and known.expires_at is not None and known.expires_at <= at:
         known = None

@@ -1,4 +1,4 @@
-"""Addresses that mail may not go to: the rows of `suppressions`, at most one an address, organization and sender.
+"""Addresses that mail may not go to: rows of `suppressions`, one an address, organization and sender at most.
 
 Owns what they cover and who may see them: a base address covers its plus tags, a tagged one itself
 alone; a row of the scope 'sender' holds one sender's mail back, 'organization' a tenant's,
@@ -24,6 +24,8 @@ CAUSES = frozenset({"hard_bounce", "soft_bounce", "complaint", "manual", "unsubs
 SCOPES = frozenset({"sender", "organization", "appliance"})
 ACTIVE, COUNTING = "active", "counting"
 IN_FLIGHT_LIMIT = 1000
+KEPT = 30 * 86_400 * 1_000_000
+PRUNE_ROWS = 500
 _NAMES = tuple(one.name for one in fields(Suppression))
 # Whoever begins a transaction on PostgreSQL holds it shared, whoever suppresses holds it alone: 'supp'.
 _LOCK_NUMBER = 0x73757070
@@ -155,6 +157,14 @@ def suppressions(
         query = query.where(table.c.cause == cause)
     limit = max(1, min(limit, PAGE_LIMIT))
     return [of_row(row) for row in connection.execute(query.order_by(table.c.id).limit(limit))]
+
+
+def prune(connection: Connection, *, at: int) -> None:
+    """Delete what expired KEPT ago, PRUNE_ROWS at most."""
+    old = select(table.c.id).where(table.c.expires_at < at - KEPT).limit(PRUNE_ROWS)
+    found = connection.execute(old).scalars().all()
+    if found:
+        connection.execute(delete(table).where(table.c.id.in_(found)))
 
 
 def in_flight(connection: Connection, made: Suppression) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Public suites, through the product's own entry points: `tests/judges spf|dkim|arc|dmarc|mime|arf|bounces [FOLDER]`.
+"""Public suites, through our own entry points: `tests/judges spf|dkim|arc|dmarc|mime|arf|bounces [FOLDER]`.
 
 Prints what passed and what did not, with `--json` as one object and nothing else on stdout.
 Exit codes: 0 all passed, 1 some failed, 2 the corpus is absent or the command wrong.

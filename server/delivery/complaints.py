@@ -94,7 +94,7 @@ class Complaints:
         return None
 
     def _matched(self, connection: Connection, *, found: Feedback) -> Sent | None:
-        """Return the message of ours that a report is about, with its one reader where the return path tells."""
+        """Return the message of ours that a report is about, of one reader where its return path tells."""
         for delivery_id in self._return_paths(found):
             for one in later.by_delivery(connection, delivery_id=delivery_id):
                 return Sent(one.message_id, one.organization_id, (one.recipient,))

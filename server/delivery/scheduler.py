@@ -69,7 +69,7 @@ RULES = Rules()
 
 @dataclass(frozen=True, slots=True)
 class Returning:
-    """What becomes of mail that comes back: how addresses are suppressed, and who gets signed return paths."""
+    """What becomes of mail that comes back: how addresses are suppressed, who gets signed return paths."""
 
     rules: Rules = RULES
     verp: tuple[str, ...] = ()

@@ -10,18 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from starlette.requests import Request
 from starlette.responses import Response
 
 from server.http import answers, models
 from server.http.access import Caller
-from server.http.answers import answer, next_cursor
+from server.http.answers import answer
 from server.http.openapi import Door
-from server.http.organizations import expiry
 from server.http.problems import not_found
-from server.http.services import Services, known_id, normal_address, write_audit
-from storage import events, messages, queue, suppression
-from storage.records import Event, Suppression
+from server.http.services import Services, known_id
+from storage import events, messages, queue
+from storage.records import Event
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

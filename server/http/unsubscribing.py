@@ -20,12 +20,15 @@ from server.unsubscribe import PATH, unsubscribe
 
 if TYPE_CHECKING:
     from server.clock import Clock
-    from server.return_tokens import ReturnTokens, Unsubscribing as Wish
+    from server.return_tokens import ReturnTokens
+    from server.return_tokens import Unsubscribing as Wish
     from server.threads import Threads
 
 FORM_OCTETS = 4096
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": (
+        "default-src 'none'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
     "X-Frame-Options": "DENY",
     "X-Robots-Tag": "noindex",
     "Referrer-Policy": "no-referrer",
