@@ -148,6 +148,14 @@ _TABLE = (
     Fact("sender", _S, (*_ENVELOPE, "bounce"), "Reverse-path, lower-case; '' for the null reverse-path."),
     Fact("sender_domain", _S, (*_ENVELOPE, "bounce"), "Domain of sender in A-labels; '' for the null one."),
     Fact("is_bounce", _B, _ENVELOPE, "Whether the reverse-path is null: bounces and other notices."),
+    Fact("is_dsn", _B, ("message",), "Whether it is a notice of failure, in whatever form."),
+    Fact(
+        "dsn_proved",
+        _B,
+        ("message",),
+        "Whether that notice proves that it is about mail of this organization: by its signed return path, "
+        "or by the returned header's trace or DKIM signature.",
+    ),
     Fact("smtputf8", _B, _ENVELOPE, "Whether the message was announced with SMTPUTF8."),
     Fact("declared_octets", _I, ("mail",), "SIZE of the MAIL command, 0 without one.", "octets"),
     Fact("recipient", _S, ("rcpt", "deliver", "bounce"), "The recipient, lower-case."),

@@ -52,6 +52,7 @@ STAGES_OF: Mapping[Source, tuple[str, ...]] = {
 }
 WEBHOOK = "message.webhook"
 FEEDBACK = "message.feedback"
+NOTICE_READ = "message.notice_read"
 FROM_OUTSIDE = frozenset({Source.MX, Source.LMTP})
 
 
@@ -101,10 +102,26 @@ class IntakeSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Notice:
+    """A notice of failure and what it proves. proof: 'return path', 'trace', 'signature', '' for nothing.
+
+    failures: of deliveries of ours, in a form that an event can hold.
+    """
+
+    proof: str
+    failures: tuple[dict[str, object], ...] = ()
+
+    def event(self, *, organization_id: str, message_id: str, at: int) -> Event:
+        """Return the event that has the notice worked through, at the notice's own message."""
+        data = {"proof": self.proof or "none", "deliveries": list(self.failures)}
+        return Event(ids.new("evt"), NOTICE_READ, at, organization_id, message_id, data=data)
+
+
+@dataclass(frozen=True, slots=True)
 class Judgement:
     """What was found out about a message for one organization, and the decision on it.
 
-    verdicts: of sender authentication. scans: what scanners were asked.
+    verdicts: of sender authentication. scans: what scanners were asked. notice: of a failure, as read.
     """
 
     letter: Letter
@@ -112,6 +129,7 @@ class Judgement:
     facts: Facts
     decision: Decision
     scans: Scans | None = None
+    notice: Notice | None = None
 
     @property
     def all_verdicts(self) -> tuple[Verdict, ...]:

@@ -31,6 +31,7 @@ from server.sections import (
     Store,
     Tls,
 )
+from server.sections_bounces import Bounces
 from server.sections_identity import Dkim
 from server.sections_names import DnsLists, Greylist
 from server.sections_policy import Limits, Policy, Rejects, Scanners, Webhooks
@@ -81,6 +82,7 @@ class Settings(Section):
     dns_lists: DnsLists = DnsLists()
     greylist: Greylist = Greylist()
     webhooks: Webhooks = Webhooks()
+    bounces: Bounces = Bounces()
     delivery: Delivery = Delivery()
     transport: Transport = Transport()
     tls_reports: TlsReports = TlsReports()

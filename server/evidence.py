@@ -314,6 +314,9 @@ SOURCES: Mapping[str, Callable[[Case], object]] = {
     "sender": lambda case: (case.envelope.reverse_path or "").lower(),
     "sender_domain": lambda case: _domain(case.envelope.reverse_path or ""),
     "is_bounce": lambda case: case.envelope.reverse_path is None,
+    # Of mail that is no notice of failure; intake puts what it read and proved in their place.
+    "is_dsn": lambda case: False,
+    "dsn_proved": lambda case: False,
     "smtputf8": lambda case: case.envelope.smtputf8,
     "declared_octets": lambda case: case.declared_octets,
     "recipient": lambda case: case.recipient.lower(),

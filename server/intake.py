@@ -21,6 +21,7 @@ from server.arrival import (
     Arrival,
     IntakeSettings,
     Judgement,
+    Notice,
     Receipt,
     accepted_event,
     appended,
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from server.clock import Clock
     from server.correspondents import Correspondents
     from server.fresh import Fresh
+    from server.notices_in import NoticeReader
     from server.rejects import Refused, Rejects
     from server.routing import Routing
     from server.rulebook import Rulebook
@@ -70,6 +72,7 @@ if TYPE_CHECKING:
     from server.sender_auth.verify import Verifier
     from server.standing import Standing
     from server.threads import Threads
+    from server.unsubscribe import Unsubscribe
     from storage.spool import SpoolWriter
 
 
@@ -102,6 +105,8 @@ class Intake(Door):
         scanning: Scanning | None = None,
         client_facts: ClientFacts | None = None,
         fresh: Fresh | None = None,
+        notices: NoticeReader | None = None,
+        unsubscribing: Unsubscribe | None = None,
     ) -> None:
         senders = Senders(threads, routing)
         super().__init__(
@@ -122,6 +127,8 @@ class Intake(Door):
         self._dmarc_counts = dmarc_counts
         self._scanning = scanning
         self.fresh = fresh
+        self._notices = notices
+        self._unsubscribing = unsubscribing
         self._editing = Editing(threads, senders, clock, settings.hostname)
         self._steering = Steering(routing)
 
@@ -216,9 +223,14 @@ class Intake(Door):
                 arrival, letter, files, select=completion.return_paths
             )
         groups: Sequence[Group] = await self._group(arrival)
+        notice = None
+        if arrival.envelope.reverse_path is None and self._notices is not None:
+            notice = await self._notices.look(arrival, {group.organization_id for group in groups})
         try:
             judgements: Sequence[Judgement]
-            judgements = [await self._decide(arrival, group, letter, verdicts, scans) for group in groups]
+            judgements = [
+                await self._decide(arrival, group, letter, verdicts, scans, notice=notice) for group in groups
+            ]
         except Refusal as refusal:
             self._count_refused(arrival, verdicts, refusal)
             raise
@@ -273,6 +285,8 @@ class Intake(Door):
         letter: evidence.Letter,
         verdicts: tuple[Verdict, ...],
         scans: Scans | None,
+        *,
+        notice: Notice | None = None,
     ) -> Judgement:
         identity = arrival.identity
         case = evidence.Case(
@@ -290,6 +304,8 @@ class Intake(Door):
             own_name=self._own_name,
         )
         facts = evidence.Facts(case)
+        if notice is not None:
+            facts.update(is_dsn=True, dsn_proved=bool(notice.proof))
         if self._correspondents is not None:
             await self._correspondents.look(facts, [local.mailbox.id for _, local in group.local])
         decision = UNRULED
@@ -303,7 +319,7 @@ class Intake(Door):
                 refuse(decision)
         if arrival.source in FROM_SENDERS and self._standing is not None:
             self._standing.record(facts)
-        return Judgement(letter, verdicts, facts, decision, scans)
+        return Judgement(letter, verdicts, facts, decision, scans, notice)
 
     async def _place(
         self, arrival: Arrival, judgement: Judgement, recipient: Recipient, local: Local
@@ -342,11 +358,16 @@ class Intake(Door):
         events = arrival.events + feedback(
             arrival, judgement.letter, group.organization_id, message_id=message_id, now=now
         )
+        if judgement.notice is not None:
+            owner = group.organization_id
+            events += (judgement.notice.event(organization_id=owner, message_id=message_id, at=now),)
         if decision is not UNRULED:
             events += await self._steering.steer(arrival, group, decision, message_id=message_id, now=now)
         ruled = b""
         if decision.headers:
             ruled = b"".join(header.fold(name, header.encode(value)) for name, value in decision.headers)
+        if self._unsubscribing is not None:
+            ruled += self._unsubscribing.fields(arrival, judgement.letter, message_id=message_id)
         signature = await self._sign(arrival, group, judgement.letter, ruled, now)
         fields = signature + trace_fields(
             arrival,

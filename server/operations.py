@@ -23,6 +23,7 @@ from server.routing import operator_fault
 from server.sender_auth import zone
 from server.sender_auth.keys import ALGORITHMS, make_key, selector_of
 from server.sender_auth.rotation import USUAL, Pace
+from server.suppression_operations import SUPPRESSION_OPERATIONS
 from server.transport import publishing
 from storage import accounts, dkim, dmarc, events, grants, queue_view, reconcile, tls_policies, tls_reports
 from storage.errors import Conflict, Full, Missing
@@ -426,6 +427,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "operator-check": operator_check,
     **QUEUE_OPERATIONS,
     **DKIM_ACTS,
+    **SUPPRESSION_OPERATIONS,
     **ACTS,
 }
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from server.intake import Intake
     from server.login import Login
     from server.names.zones import Zones
+    from server.return_tokens import ReturnTokens
     from server.routing import Routing
     from server.rulebook import Rulebook
     from server.smtp.client_machine import Credentials
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from server.tally import Tally
     from server.threads import Hub, Threads
     from server.tls import ServerTls
+
+SECOND = 1_000_000
 
 log = structlog.get_logger("app")
 
@@ -107,6 +110,7 @@ class Parts:
         from server.intake import Intake
         from server.login import Login, kept_secret
         from server.names.zones import Zones
+        from server.notices_in import NoticeReader
         from server.rejects import Rejects, RejectsSettings
         from server.routing import Routing
         from server.sender_auth.signer import Signer
@@ -119,9 +123,10 @@ class Parts:
         self.add("store", stop=lambda: self._close_store(store, threads))
         mirroring = Mirroring(store.database, store.maildir)
         self.add("mirror", start=mirroring.start, stop=lambda: asyncio.to_thread(mirroring.close))
-        routing = Routing(threads, postmaster=settings.server.postmaster, clock=self.clock)
         with turn(settings.server.data_directory):
             secret = kept_secret(settings.server.data_directory / "decoy.secret")
+            tokens = self._return_tokens()
+        routing = Routing(threads, postmaster=settings.server.postmaster, clock=self.clock, tokens=tokens)
         login = Login(threads, self.clock, decoy_secret=secret)
         resolver = self.resolver = self._resolver()
         self.add("resolver", stop=resolver.close)
@@ -183,16 +188,20 @@ class Parts:
             scanning=self._scanning(threads),
             client_facts=client_facts,
             fresh=fresh,
+            notices=NoticeReader(
+                threads=threads, clock=self.clock, hostname=settings.server.hostname, tokens=tokens
+            ),
+            unsubscribing=self._unsubscribing(tokens),
         )
         roles = settings.server.roles
         if "delivery" in roles:
-            self._build_delivery(threads, hub, routing, intake, resolver)
+            self._build_delivery(threads, hub, routing, intake, resolver=resolver, tokens=tokens)
         if "smtp" in roles:
             self._build_smtp(threads, intake, login)
         if "imap" in roles:
             self._build_imap(threads, hub, login, intake)
         if "http" in roles:
-            self._build_http(threads, hub, login, intake, routing)
+            self._build_http(threads, hub, login, intake, routing=routing, tokens=tokens)
         return threads
 
     def add(
@@ -295,8 +304,41 @@ class Parts:
         self.add("tls results", start=results.start, stop=results.stop)
         return results
 
+    def _return_tokens(self) -> ReturnTokens:
+        from server.login import kept_secret
+        from server.return_tokens import ReturnTokens
+
+        secret = kept_secret(self.settings.server.data_directory / "return.secret")
+        return ReturnTokens(secret, lifetime=self.settings.bounces.verp_expiry_seconds * SECOND)
+
+    def _unsubscribing(self, tokens: ReturnTokens) -> Any:
+        bounces = self.settings.bounces
+        if bounces.unsubscribe == "off" or not bounces.unsubscribe_url:
+            return None
+        from server.unsubscribe import Unsubscribe
+
+        return Unsubscribe(tokens, url=bounces.unsubscribe_url, is_for_all=bounces.unsubscribe == "all")
+
+    def _suppression_rules(self) -> Any:
+        from storage.suppressing import Rules
+
+        bounces = self.settings.bounces
+        return Rules(
+            soft_failures=bounces.soft_failures,
+            soft_window=bounces.soft_window_seconds * SECOND,
+            half_life=bounces.half_life_seconds * SECOND,
+            hard_expiry=bounces.hard_expiry_seconds * SECOND,
+        )
+
     def _build_delivery(
-        self, threads: Threads, hub: Hub, routing: Routing, intake: Intake, resolver: Any
+        self,
+        threads: Threads,
+        hub: Hub,
+        routing: Routing,
+        intake: Intake,
+        *,
+        resolver: Any,
+        tokens: ReturnTokens,
     ) -> None:
         from server.delivery.blocklists import BlockLists
         from server.delivery.bounce import Bouncer
@@ -304,10 +346,12 @@ class Parts:
         from server.delivery.complaints import Complaints
         from server.delivery.doubts import Doubts
         from server.delivery.held import HeldExpiry
-        from server.delivery.scheduler import Scheduler
+        from server.delivery.later_bounces import LaterBounces
+        from server.delivery.scheduler import Returning, Scheduler
         from server.delivery.sources import Sources, plan_of
 
         settings = self.settings
+        rules = self._suppression_rules()
         scheduler = Scheduler(
             threads=threads,
             hub=hub,
@@ -327,6 +371,7 @@ class Parts:
             sts=self._sts_policies(threads, resolver),
             dane=settings.transport.dane,
             tls_results=self._tls_results(threads, resolver),
+            returning=Returning(rules, settings.bounces.verp, tokens),
         )
         block_lists = BlockLists(
             zones=self._zones,
@@ -363,7 +408,11 @@ class Parts:
         )
         single.addService(Part("block lists", start=block_lists.start, stop=block_lists.stop))
         single.addService(Part("doubts", start=doubts.start, stop=doubts.stop))
-        complaints = Complaints(threads=threads, hub=hub, clock=self.clock, hostname=settings.server.hostname)
+        later = LaterBounces(threads=threads, hub=hub, clock=self.clock, rules=rules)
+        single.addService(Part("bounces that came later", start=later.start, stop=later.stop))
+        complaints = Complaints(
+            threads=threads, hub=hub, clock=self.clock, hostname=settings.server.hostname, tokens=tokens
+        )
         single.addService(Part("complaints", start=complaints.start, stop=complaints.stop))
         self._add_webhooks(single, threads, hub, resolver)
         self._add_dmarc(single, threads, hub, intake, resolver)
@@ -558,7 +607,16 @@ class Parts:
         drain = self.settings.server.drain_seconds
         self.add("imap", start=start, stop=lambda: server.drain(drain))
 
-    def _build_http(self, threads: Threads, hub: Hub, login: Login, intake: Intake, routing: Routing) -> None:
+    def _build_http(
+        self,
+        threads: Threads,
+        hub: Hub,
+        login: Login,
+        intake: Intake,
+        *,
+        routing: Routing,
+        tokens: ReturnTokens,
+    ) -> None:
         from server.http.api import make_app
         from server.http.listener import HttpListener
         from server.http.name_measures import measures_of
@@ -573,6 +631,7 @@ class Parts:
             maildir=threads.store.maildir,
             clock=self.clock,
             settings=self.settings,
+            tokens=tokens,
             measures=measures_of(self._zones, self._rulebook.greylist, self._strangers),
             resolver=self.resolver,
             tally=self._tally,

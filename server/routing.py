@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from server.mail.address import domain_of, normalise
 from server.refusal import Refusal
+from server.return_tokens import has_form, made_at
 from storage import accounts, returning
 from storage.records import Mailbox, Recipient, Route
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from server.clock import Clock
+    from server.return_tokens import ReturnTokens
     from server.threads import Threads
     from storage.db import Notice
 
@@ -53,7 +55,7 @@ class Forward:
 
     organization_id: str
     target: str
-    is_return: bool = False  # a notice about forwarded mail, on its way to the sender of that
+    is_return: bool = False  # a notice about forwarded or sent mail, on its way to the sender of that
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,13 +155,22 @@ def is_role(address: str) -> bool:
 
 NO_OPERATOR = Refuse(451, "4.3.5", "Mail for the operator cannot be taken now, try again later")
 NO_SUCH_USER = Refuse(550, "5.1.1", "No such mailbox here")
+NO_RETURN_PATH = Refuse(550, "5.7.1", "This return path was not made here, or has expired")
 
 
 class Routing:
     """Answers where an address leads, from cache or from storage."""
 
-    def __init__(self, threads: Threads, *, postmaster: str = "", clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        threads: Threads,
+        *,
+        postmaster: str = "",
+        clock: Clock | None = None,
+        tokens: ReturnTokens | None = None,
+    ) -> None:
         self._threads = threads
+        self._tokens = tokens
         self._clock = clock
         self._postmaster = normalise(postmaster) if postmaster else ""
         self._cache: dict[str, Resolution] = {}
@@ -178,6 +189,8 @@ class Routing:
         found = self._cache.get(address)
         if found is None and (returned := _RETURN.match(address)) is not None:
             found = await self._returned(returned[1].lower(), domain_of(address))
+        if found is None and has_form(address):
+            found = await self._bounced(address)
         if found is None:
             key = normalise(address) if "@" in address else address.lower()
             generation = self._generation
@@ -188,9 +201,26 @@ class Routing:
                 self._cache[address] = found
         return found
 
+    async def _bounced(self, address: str) -> Resolution | None:
+        """Return the way of a bounce to who sent the mail; None where the domain is none of ours."""
+        if not await self.is_local(domain_of(address)):
+            return None
+        delivery_id = None
+        if self._tokens is not None and self._clock is not None:
+            delivery_id = self._tokens.delivery(normalise(address), now=self._clock.now())
+        if delivery_id is None:
+            return NO_RETURN_PATH
+        sent = await self._threads.read(lambda c: returning.sender_of(c, delivery_id=delivery_id))
+        if sent is None:
+            return NO_RETURN_PATH
+        organization_id, sender = sent
+        if isinstance(await self.resolve(sender), Refuse):
+            return Drop(organization_id)  # it is read all the same
+        return Forward(organization_id, sender, is_return=True)
+
     async def _returned(self, identifier: str, domain: str) -> Resolution | None:
         """Return the way back to the sender of a forwarded delivery; None where there is none."""
-        begun = _milliseconds(identifier) * 1000
+        begun = made_at(identifier)
         if self._clock is None or self._clock.now() - begun > RETURN_MICROSECONDS:
             return None
 
@@ -314,15 +344,7 @@ def return_address(delivery_id: str, domain: str) -> str:
 
 def is_return_address(address: str) -> bool:
     """Whether an address has the form of those that lead notices back to a sender."""
-    return _RETURN.match(address) is not None
-
-
-def _milliseconds(identifier: str) -> int:
-    """Return when an id was made, since 1970: its first ten digits are 50 bits, two of them empty."""
-    number = 0
-    for digit in identifier[:10]:
-        number = number << 5 | _DIGITS.index(digit)
-    return number
+    return _RETURN.match(address) is not None or has_form(address)
 
 
 def sort(groups: dict[str, Group], recipient: Recipient, resolution: Resolution) -> None:

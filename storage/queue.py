@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import (
@@ -24,7 +24,6 @@ from sqlalchemy import (
     func,
     literal,
     literal_column,
-    or_,
     select,
     update,
 )
@@ -45,7 +44,7 @@ from storage.records import (
     Recipient,
     Source,
 )
-from storage.schema import cursors, deliveries, messages, suppressions
+from storage.schema import cursors, deliveries, messages
 from storage.schema import events as event_rows
 from storage.schema_undoing import queue_action_items as undoable
 from storage.unanswered import held_instead
@@ -65,7 +64,6 @@ __all__ = [
     "reclaim",
     "renew",
     "settle",
-    "suppressed",
     "token",
 ]
 
@@ -73,7 +71,7 @@ __all__ = [
 # message's file is still needed.
 NAMED_LIMIT = 10  # of the recipients that a message came for
 NOTICE_CURSOR = "notices"
-FAILURES = ("message.bounced", "message.expired")
+FAILURES = ("message.bounced", "message.expired", "message.suppressed")
 # Delivered where the sender asked to hear of success, and no server behind will say it (RFC 3461 5.2.2).
 SUCCESS = "message.succeeded"
 NOTICED = (*FAILURES, "message.delayed", SUCCESS)
@@ -108,7 +106,8 @@ class Pick:
 class Settlement:
     """How an attempt ended for one leased delivery. next_attempt_at: microseconds, for DEFERRED alone.
 
-    unanswerable: nobody may be told of a failure, so that the delivery is held then.
+    unanswerable: nobody may be told of a failure, so that the delivery is held then. facts: what the
+    event says beside the outcome; event_id: given ahead, '' for a new one.
     """
 
     delivery: Delivery
@@ -116,6 +115,8 @@ class Settlement:
     next_attempt_at: int | None = None
     in_doubt: bool = False
     unanswerable: bool = False
+    facts: Mapping[str, object] = field(default_factory=dict)
+    event_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,11 +171,6 @@ _RENEW = (
 )
 _BEGIN = (
     update(deliveries).where(deliveries.c.id == bindparam("delivery_id")).values(begun_at=bindparam("at"))
-)
-_SUPPRESSED = select(suppressions.c.address, suppressions.c.cause).where(
-    suppressions.c.organization_id == bindparam("organization"),
-    suppressions.c.address.in_(bindparam("addresses", expanding=True)),
-    or_(suppressions.c.expires_at.is_(None), suppressions.c.expires_at > bindparam("at")),
 )
 _SETTLE = (
     update(deliveries)
@@ -302,24 +298,6 @@ def begin(connection: Connection, *, held: Sequence[Delivery], at: int) -> tuple
     return tuple(item.id for item in held if item.id not in good)
 
 
-def suppressed(
-    connection: Connection, *, addresses: Mapping[str, tuple[str, str]], at: int
-) -> dict[str, str]:
-    """Return why deliveries may not go, by delivery id, for those that are suppressed.
-
-    addresses: delivery id to organization and recipient in normal form.
-    """
-    wanted: dict[str, list[str]] = {}
-    for organization_id, address in addresses.values():
-        wanted.setdefault(organization_id, []).append(address)
-    causes: dict[tuple[str, str], str] = {}
-    for organization_id, listed in wanted.items():
-        values = {"organization": organization_id, "addresses": listed, "at": at}
-        for row in connection.execute(_SUPPRESSED, values):
-            causes[organization_id, row.address] = row.cause
-    return {key: causes[pair] for key, pair in addresses.items() if pair in causes}
-
-
 def settle(
     connection: Connection,
     *,
@@ -394,6 +372,7 @@ def _event(item: Settlement, attempt: int, at: int) -> Event:
         "domain": delivery.domain,
         "attempt": attempt,
         **outcome_facts(item.outcome),
+        **item.facts,
     }
     if item.next_attempt_at is not None:
         data["next_attempt_at"] = item.next_attempt_at
@@ -404,7 +383,8 @@ def _event(item: Settlement, attempt: int, at: int) -> Event:
     if item.outcome.state is DeliveryState.HELD:
         cause = WAITS_FOR_VERDICT if item.in_doubt else "it failed, and nobody may be told"
         data |= {"actor": "delivery", "cause": cause}
-    return _about(delivery, _KINDS[item.outcome.state], at, data)
+    made = _about(delivery, _KINDS[item.outcome.state], at, data)
+    return replace(made, id=item.event_id) if item.event_id else made
 
 
 def _about(delivery: Delivery, kind: str, at: int, data: dict[str, object]) -> Event:

@@ -565,15 +565,28 @@ class Folder:
 
 @dataclass(frozen=True, slots=True)
 class Suppression:
-    """An address that an organization's mail may not go to, and why."""
+    """An address that mail may not go to, and why.
+
+    cause: 'hard_bounce', 'soft_bounce', 'complaint', 'manual', 'unsubscribe'. scope: whose mail:
+    'organization', 'sender' (of that sender alone), 'appliance' (everybody's). state: 'counting' holds
+    nothing back yet. event_id: of the event that it follows from. probation_at: from when one delivery,
+    probe_id, may try the address again.
+    """
 
     id: str
     organization_id: str
     address: str
-    cause: str  # 'hard_bounce', 'complaint', 'manual', 'unsubscribe'
+    cause: str
     evidence: str
     created_at: int
     expires_at: int | None
+    scope: str = "organization"
+    sender: str = ""
+    state: str = "active"
+    event_id: str | None = None
+    failures: int = 0
+    probation_at: int | None = None
+    probe_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

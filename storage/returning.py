@@ -34,3 +34,13 @@ def original_sender(connection: Connection, *, delivery_id: str, organization_id
         )
     ).first()
     return None if found is None else found.reverse_path
+
+
+def sender_of(connection: Connection, *, delivery_id: str) -> tuple[str, str] | None:
+    """Return the organization and reverse-path of the message that a delivery sends; None: gone, or none."""
+    found = connection.execute(
+        select(messages.c.organization_id, messages.c.reverse_path)
+        .join(deliveries, deliveries.c.message_id == messages.c.id)
+        .where(deliveries.c.id == delivery_id, messages.c.reverse_path.is_not(None))
+    ).first()
+    return None if found is None else (found.organization_id, found.reverse_path)

@@ -347,7 +347,18 @@ suppressions = Table(
     Column("evidence", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("expires_at", BigInteger),
-    UniqueConstraint("organization_id", "address"),
+    Column("scope", Text, nullable=False, server_default="organization"),  # 'sender', 'appliance'
+    Column("sender", Text, nullable=False, server_default=""),  # an address, '' beyond the scope 'sender'
+    Column("state", Text, nullable=False, server_default="active"),  # 'counting': failures alone so far
+    Column("event_id", Text),
+    Column("failures", Integer, nullable=False, server_default="0"),
+    # From then on one delivery may try whether the address takes mail again: probe_id.
+    Column("probation_at", BigInteger),
+    Column("probe_id", Text),
+    UniqueConstraint(
+        "organization_id", "address", "sender", name="uq_suppressions_organization_id_address_sender"
+    ),
+    Index("ix_suppressions_address", "address"),
 )
 
 # How much of a kind happened for a key (an id, a domain) from start on, for as long as the kind's grain.

@@ -14,7 +14,7 @@ from dataclasses import asdict
 
 from sqlalchemy import Connection, delete, select, tuple_
 
-from storage import events, schema
+from storage import events, schema, suppression
 from storage.db import Notice, publish
 from storage.records import Pause
 from storage.selection import insert_rows, run
@@ -41,6 +41,7 @@ PAUSES_LIMIT = 10_000
 OUTCOMES: Mapping[str, tuple[str, ...]] = {
     "message.delivered": (SETTLED,),
     "message.bounced": (SETTLED, BOUNCED),
+    "message.bounced_later": (BOUNCED,),  # it was settled when it was delivered
     "message.expired": (SETTLED,),
     "message.complained": (COMPLAINED,),
 }
@@ -116,6 +117,7 @@ def prune(connection: Connection, *, at: int) -> None:
         rows = connection.execute(old.where(condition).order_by(rates.c.start).limit(PRUNE_ROWS)).all()
         for row in rows:
             run(connection, "DELETE FROM rate_counters WHERE kind = ? AND key = ? AND start = ?", tuple(row))
+    suppression.prune(connection, at=at)
     query = select(written.c.organization_id, written.c.digest).where(written.c.at < at - WRITTEN_KEPT)
     for owner, digest in connection.execute(query.order_by(written.c.at).limit(PRUNE_ROWS)).all():
         run(connection, "DELETE FROM written_to WHERE organization_id = ? AND digest = ?", (owner, digest))

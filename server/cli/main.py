@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from server.cli import dkim, output, policy, queue
+from server.cli import dkim, output, policy, queue, suppression
 from server.cli.options import (
     EXIT_CONFIGURATION,
     EXIT_REFUSED,
@@ -49,6 +49,7 @@ for name, group in {
     "key": key_app,
     "grant": grant_app,
     "queue": queue.app,
+    "suppression": suppression.app,
     "policy": policy.app,
     "config": config_app,
 }.items():

@@ -206,6 +206,39 @@ def queue_stats(result: Mapping[str, Any]) -> None:
         console().print(table)
 
 
+def suppressions(result: Mapping[str, Any]) -> None:
+    """Print who is suppressed and why."""
+    if not result["suppressions"]:
+        print("nobody is suppressed")
+        return
+    table = Table(box=None, header_style="bold")
+    for title in ("address", "cause", "scope", "since", "until", "evidence"):
+        table.add_column(title, overflow="fold")
+    for row in result["suppressions"]:
+        until = row["expires_at"] or row["probation_at"]
+        table.add_row(
+            plain(row["address"]),
+            row["cause"],
+            plain(f"{row['scope']} {row['sender']}".strip()),
+            moment(row["created_at"])[:19],
+            moment(until)[:19] if until else "",
+            plain(row["evidence"]),
+        )
+    console().print(table)
+
+
+def suppressed(result: Mapping[str, Any]) -> None:
+    """Print a suppression just made, and what had begun before it."""
+    print(f"no transaction to {plain(result['address'])} begins from now on")
+    for one in result["in_flight"]:
+        print(f"  had begun before: {one['delivery_id']} of {one['message_id']}")
+
+
+def unsuppressed(result: Mapping[str, Any]) -> None:
+    """Print who may be written to again."""
+    print(f"{plain(result['address'])} may be written to again (it was {result['was']})")
+
+
 def queue_preview(result: Mapping[str, Any]) -> None:
     """Print what an action would change."""
     number, owners = result["deliveries"], result["organizations"]

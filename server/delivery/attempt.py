@@ -121,7 +121,10 @@ class Transmitter:
         pending = list(group.deliveries)
         try:
             while pending:
-                answers = await self._transact(group, letter, pending[:RECIPIENTS_LIMIT], begin)
+                limit = RECIPIENTS_LIMIT
+                if self._forwarding is not None and self._forwarding.is_apiece(pending[0]):
+                    limit = 1
+                answers = await self._transact(group, letter, pending[:limit], begin)
                 seconds = self._clock.monotonic() - started
                 found |= _read(answers, round(seconds * 1_000_000))
                 pending = [*_again(answers), *pending[len(answers) :]]
@@ -164,7 +167,7 @@ class Transmitter:
 
         reverse_path = deliveries[0].envelope.reverse_path
         if self._forwarding is not None:
-            reverse_path = await self._forwarding.sender(deliveries[0])
+            reverse_path = await self._forwarding.sender(deliveries[0], letter)
 
         async def begun(accepted: tuple[int, ...]) -> None:
             await begin([deliveries[index] for index in accepted])

@@ -332,7 +332,7 @@ def _status(event: Event, *, delayed: bool) -> str:
     if event.kind == queue.SUCCESS:
         # RFC 3463 3.2, X.1.9: relayed to a mailer that does not speak RFC 3461.
         return "2.1.9" if _is_relayed(event) else "2.0.0"
-    if delayed or event.kind == "message.bounced":
+    if delayed or event.kind in ("message.bounced", "message.suppressed"):
         return enhanced
     # RFC 3463 3.5: X.4.7, delivery time expired.
     return "5.4.7"

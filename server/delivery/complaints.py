@@ -18,7 +18,8 @@ from server.events.follower import Follower, Unit
 from server.mail.address import AddressSyntax, domain_of, normalise
 from server.mail.address_list import parse_address_list
 from server.mail.arf import Feedback, addresses, parse_feedback
-from storage import accounts, complaints, events, ids, replaying
+from server.mail.header import Header, decode
+from storage import accounts, complaints, events, ids, later, replaying
 from storage.complaints import Sent
 from storage.records import Event
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from server.clock import Clock
+    from server.return_tokens import ReturnTokens
     from server.threads import Hub, Threads
 
 CURSOR = "complaints"
@@ -40,7 +42,16 @@ FAREWELLS = frozenset({"opt-out", "opt-out-list"})
 class Complaints:
     """Reads feedback reports as they come. hostname: ours, as Received fields have it."""
 
-    def __init__(self, *, threads: Threads, hub: Hub, clock: Clock, hostname: str) -> None:
+    def __init__(
+        self,
+        *,
+        threads: Threads,
+        hub: Hub,
+        clock: Clock,
+        hostname: str,
+        tokens: ReturnTokens | None = None,
+    ) -> None:
+        self._tokens = tokens
         self._threads = threads
         self._clock = clock
         self._hostname = hostname.lower()
@@ -83,7 +94,10 @@ class Complaints:
         return None
 
     def _matched(self, connection: Connection, *, found: Feedback) -> Sent | None:
-        """Return the message of ours that a report is about."""
+        """Return the message of ours that a report is about, of one reader where its return path tells."""
+        for delivery_id in self._return_paths(found):
+            for one in later.by_delivery(connection, delivery_id=delivery_id):
+                return Sent(one.message_id, one.organization_id, (one.recipient,))
         returned = found.returned
         if returned is None:
             return None
@@ -104,6 +118,17 @@ class Complaints:
                 if sent is not None:
                     return sent
         return None
+
+    def _return_paths(self, found: Feedback) -> list[str]:
+        """Return the deliveries whose signed return paths a report names: nobody else can have made them."""
+        if self._tokens is None:
+            return []
+        texts = [found.original_mail_from or ""]
+        if found.returned is not None:
+            texts += [decode(value) for value in Header(found.returned.header).all(b"return-path")[:3]]
+        now = self._clock.now()
+        named = (self._tokens.delivery(_normal(one), now=now) for one in addresses(tuple(texts)))
+        return [one for one in named if one is not None]
 
     def _note(self, connection: Connection, *, report: Event, found: Feedback, sent: Sent) -> None:
         is_complaint = found.feedback_type in COMPLAINTS

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
 
-from server.mail.address import AddressSyntax, normalise
-from storage import queue
+from server.delivery.judging import FAILED, TEACHING, asked
+from storage import ids, queue, suppressing, suppression
 from storage.errors import StorageError
 from storage.queue import Pick, Settled, Settlement
+from storage.records import DeliveryState
+from storage.suppressing import Failure, Held, Rules
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -52,6 +54,15 @@ class Leased:
 
     deliveries: tuple[Delivery, ...]
     suppressed: Mapping[str, str]
+    watched: frozenset[str] = frozenset()  # whose success ends a suppression, or a run of failures
+
+
+@dataclass(frozen=True, slots=True)
+class Learning:
+    """How failures suppress, and of which deliveries a success matters."""
+
+    rules: Rules
+    watched: frozenset[str]
 
 
 @dataclass(slots=True)
@@ -64,7 +75,7 @@ class _Beginning:
 class _Written:
     settled: Settled = field(default_factory=Settled)
     lost: frozenset[str] = frozenset()
-    suppressed: Mapping[str, str] = field(default_factory=dict)
+    held: Held = suppressing.NOTHING_HELD
 
 
 class Ledger:
@@ -80,20 +91,25 @@ class Ledger:
         clock: Clock,
         delay_notice_after: int | None,
         settled: Callable[[Sequence[Settlement]], None],
+        rules: Rules | None = None,
     ) -> None:
         self._threads = threads
         self._clock = clock
         self._delay_notice_after = delay_notice_after
         self._settled = settled
+        self._rules = rules or Rules()
+        self._watched: set[str] = set()
         self._settling: list[Settlement] = []
         self._beginning: list[_Beginning] = []
         self._task: asyncio.Task[None] | None = None
 
     async def lease(self, picks: Sequence[Pick], *, token: str, until: int) -> Leased:
         """Lease what was picked; who is suppressed is told in the same unit."""
-        return await self._threads.write(
+        leased = await self._threads.write(
             partial(_lease, picks=picks, token=token, now=self._clock.now(), until=until)
         )
+        self._watched |= leased.watched
+        return leased
 
     async def begin(self, deliveries: Sequence[Delivery]) -> None:
         """Return when it is durable that the transmission of these begins.
@@ -130,8 +146,14 @@ class Ledger:
 
     async def _write(self, settling: list[Settlement], beginning: list[_Beginning]) -> None:
         held = [one for waiting in beginning for one in waiting.deliveries]
+        watched = frozenset(one.delivery.id for one in settling) & self._watched
         unit = partial(
-            _write, settling=settling, held=held, at=self._clock.now(), delay=self._delay_notice_after
+            _write,
+            settling=settling,
+            held=held,
+            at=self._clock.now(),
+            delay=self._delay_notice_after,
+            learning=Learning(self._rules, watched),
         )
         try:
             written = await self._threads.write(unit)
@@ -144,6 +166,7 @@ class Ledger:
                 self._settling = [*settling, *self._settling]
                 await asyncio.sleep(AGAIN_SECONDS)
             return
+        self._watched -= watched
         for waiting in beginning:
             _answer(waiting, written)
         for delivery_id in written.settled.stale:
@@ -156,7 +179,7 @@ class Ledger:
 def _answer(waiting: _Beginning, written: _Written) -> None:
     concerned = {one.id for one in waiting.deliveries}
     lost = concerned & written.lost
-    causes = {key: cause for key, cause in written.suppressed.items() if key in concerned}
+    causes = {key: cause for key, cause in written.held.causes.items() if key in concerned}
     if lost:
         _fail(waiting.future, LeaseLost(", ".join(sorted(lost))))
     elif causes:
@@ -172,7 +195,8 @@ def _fail(future: asyncio.Future[None], error: Exception) -> None:
 
 def _lease(connection: Connection, *, picks: Sequence[Pick], token: str, now: int, until: int) -> Leased:
     leased = queue.lease(connection, picks=picks, token=token, now=now, until=until)
-    return Leased(tuple(leased), _suppressed(connection, leased, now))
+    known = _held(connection, leased, now)
+    return Leased(tuple(leased), known.causes, known.watched)
 
 
 def _write(
@@ -182,25 +206,61 @@ def _write(
     held: Sequence[Delivery],
     at: int,
     delay: int | None,
+    learning: Learning,
 ) -> _Written:
     written = _Written()
     if settling:
+        settling = [_named(one) for one in settling]
         written.settled = queue.settle(connection, settlements=settling, at=at, delay_notice_after=delay)
+        _learn(connection, settling, written.settled.stale, learning, at)
     if held:
-        written.suppressed = _suppressed(connection, held, at)
-        going = [one for one in held if one.id not in written.suppressed]
+        suppression.guard(connection, alone=False)
+        written.held = _held(connection, held, at)
+        going = [one for one in held if one.id not in written.held.causes]
         written.lost = frozenset(queue.begin(connection, held=going, at=at))
     return written
 
 
-def _suppressed(connection: Connection, held: Sequence[Delivery], at: int) -> Mapping[str, str]:
-    addresses: dict[str, tuple[str, str]] = {}
-    for one in held:
-        try:
-            addresses[one.id] = (one.organization_id, normalise(one.recipient.address))
-        except AddressSyntax:
-            continue  # nothing that was never an address can have been suppressed
-    return queue.suppressed(connection, addresses=addresses, at=at)
+def _held(connection: Connection, held: Sequence[Delivery], at: int) -> Held:
+    known = [one for one in map(asked, held) if one is not None]
+    return suppressing.held(connection, known, at=at) if known else suppressing.NOTHING_HELD
+
+
+def _named(item: Settlement) -> Settlement:
+    """Give the event of a failure its id ahead: a suppression names it."""
+    return item if item.outcome.state not in FAILED else replace(item, event_id=ids.new("evt"))
+
+
+def _learn(
+    connection: Connection, settled: Sequence[Settlement], stale: Sequence[str], learning: Learning, at: int
+) -> None:
+    """Let addresses' suppressions follow from how deliveries ended, in the unit that says it."""
+    taken = []
+    for item in settled:
+        delivery, outcome = item.delivery, item.outcome
+        if delivery.source not in TEACHING or delivery.id in stale:
+            continue
+        if outcome.state is DeliveryState.DELIVERED and delivery.id in learning.watched:
+            taken.append(asked(delivery))
+        elif outcome.state in FAILED and item.facts.get("blame") == "recipient":
+            _note_failure(connection, item, learning.rules, at)
+    suppressing.succeeded(connection, [one for one in taken if one is not None], at=at)
+
+
+def _note_failure(connection: Connection, item: Settlement, rules: Rules, at: int) -> None:
+    known, outcome = asked(item.delivery), item.outcome
+    if known is None:
+        return
+    failure = Failure(
+        known.organization_id,
+        known.address,
+        str(item.facts["class"]),
+        " ".join(filter(None, (str(outcome.code or ""), outcome.enhanced, outcome.text))),
+        item.event_id or None,
+        item.delivery.id,
+        item.delivery.message_id,
+    )
+    suppressing.failed(connection, failure, rules=rules, at=at)
 
 
 async def discard_files(threads: Threads, message_ids: Sequence[str]) -> None:

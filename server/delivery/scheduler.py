@@ -13,7 +13,7 @@ import random
 import ssl
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ from server.delivery.carrier import Carrier, suppressed
 from server.delivery.exchangers import Exchangers
 from server.delivery.forwarding import Forwarding, is_unanswerable
 from server.delivery.home import Homeward
+from server.delivery.judging import facts_of
 from server.delivery.ledger import LeaseLost, Ledger
 from server.delivery.outcome import blames_us, in_doubt, slows_down
 from server.delivery.pace import Pace, provider_of
@@ -42,6 +43,7 @@ from storage.lanes import Lane, Place, lanes, next_due
 from storage.queue import Pick, Settlement
 from storage.records import Delivery, DeliveryState, Outcome
 from storage.rerouting import TOPIC, Scope
+from storage.suppressing import Rules
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from server.dns import Resolver
     from server.fresh import Fresh
     from server.intake import Intake
+    from server.return_tokens import ReturnTokens
     from server.routing import Routing
     from server.sections import Delivery as DeliverySettings
     from server.smtp.client_machine import Credentials
@@ -68,6 +71,21 @@ TROUBLE_SECONDS = 1.0
 FOREVER = 1 << 62
 
 log = structlog.get_logger("delivery")
+
+
+RULES = Rules()
+
+
+@dataclass(frozen=True, slots=True)
+class Returning:
+    """What becomes of mail that comes back: how addresses are suppressed, who gets signed return paths."""
+
+    rules: Rules = RULES
+    verp: tuple[str, ...] = ()
+    tokens: ReturnTokens | None = None
+
+
+RETURNING = Returning()
 
 
 class Scheduler:
@@ -99,6 +117,7 @@ class Scheduler:
         sts: StsPolicies | None = None,
         dane: bool = False,
         tls_results: TlsResults | None = None,
+        returning: Returning = RETURNING,
     ) -> None:
         self._threads = threads
         self._hub = hub
@@ -133,7 +152,11 @@ class Scheduler:
         )
         delay = settings.delay_notice_seconds * SECOND
         self._ledger = Ledger(
-            threads=threads, clock=clock, delay_notice_after=delay or None, settled=self._on_settled
+            threads=threads,
+            clock=clock,
+            delay_notice_after=delay or None,
+            settled=self._on_settled,
+            rules=returning.rules,
         )
         exchangers = Exchangers(
             resolver,
@@ -152,7 +175,7 @@ class Scheduler:
                 hostname=hostname,
                 dice=jitter,
                 sources=sources,
-                forwarding=Forwarding(routing) if settings.forwarded_sender == "ours" else None,
+                forwarding=_forwarding(threads, routing, settings, returning),
                 protection=Protection(resolver=resolver, sts=sts, dane=dane),
                 results=tls_results,
             ),
@@ -418,7 +441,7 @@ class Scheduler:
     def _settlement(self, delivery: Delivery, outcome: Outcome) -> Settlement:
         unanswerable = is_unanswerable(delivery)
         if outcome.state is not DeliveryState.DEFERRED:
-            return Settlement(delivery, outcome, unanswerable=unanswerable)
+            return Settlement(delivery, outcome, unanswerable=unanswerable, facts=facts_of(outcome))
         due = next_attempt(
             now=self._clock.now(),
             expires_at=delivery.expires_at,
@@ -431,7 +454,7 @@ class Scheduler:
             return self._doubted(delivery, outcome, due=due)
         if due is None:
             expired = replace(outcome, state=DeliveryState.EXPIRED)
-            return Settlement(delivery, expired, unanswerable=unanswerable)
+            return Settlement(delivery, expired, unanswerable=unanswerable, facts=facts_of(expired))
         return Settlement(delivery, outcome, due)
 
     def _asks(self, delivery: Delivery) -> bool:
@@ -492,6 +515,17 @@ class Scheduler:
             await self._threads.write(unit)
         except StorageError as error:
             log.error("events not written", count=len(deliveries), problem=str(error))
+
+
+def _forwarding(
+    threads: Threads, routing: Routing, settings: DeliverySettings, returning: Returning
+) -> Forwarding | None:
+    forwards = settings.forwarded_sender == "ours"
+    if not forwards and not returning.verp:
+        return None
+    return Forwarding(
+        routing, forwards=forwards, verp=returning.verp, tokens=returning.tokens, threads=threads
+    )
 
 
 def _nothing() -> None:

@@ -229,7 +229,7 @@ def queue_action(row: Mapping[str, Any]) -> dict[str, object]:
 
 
 def suppression(one: Suppression) -> dict[str, object]:
-    """Return models.Suppression."""
+    """Return suppression_models.Suppression."""
     return {
         "id": one.id,
         "address": one.address,
@@ -237,6 +237,11 @@ def suppression(one: Suppression) -> dict[str, object]:
         "evidence": one.evidence,
         "created_at": time_text(one.created_at),
         "expires_at": time_text(one.expires_at),
+        "scope": one.scope,
+        "sender": one.sender,
+        "event_id": one.event_id,
+        "failures": one.failures,
+        "probation_at": time_text(one.probation_at),
     }
 
 

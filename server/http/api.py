@@ -28,7 +28,9 @@ from server.http.organizations import OrganizationRoutes
 from server.http.queueing import QueueRoutes
 from server.http.sending import SendingRoutes
 from server.http.services import Services
+from server.http.suppressing import SuppressionRoutes
 from server.http.tls_reports import TlsReportRoutes
+from server.http.unsubscribing import Unsubscribing
 from server.http.upkeep import make_lifespan
 from server.http.well_known import WellKnown
 from storage import queue
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from server.dns import Resolver
     from server.intake import Intake
     from server.login import Login
+    from server.return_tokens import ReturnTokens
     from server.routing import Routing
     from server.tally import Tally
     from server.threads import Hub, Threads
@@ -57,6 +60,7 @@ def make_app(
     maildir: Maildir,
     clock: Clock,
     settings: Settings,
+    tokens: ReturnTokens | None = None,
     store_health: Callable[[], Mapping[str, object]] | None = None,
     measures: Sequence[Measure] = (),
     resolver: Resolver | None = None,
@@ -95,6 +99,8 @@ def make_app(
     health.add_to(door)
     Console(services=services, access=access).add_to(app)
     WellKnown(services).add_to(app)
+    if tokens is not None:
+        Unsubscribing(threads=threads, clock=clock, tokens=tokens).add_to(app)
     app.add_middleware(Edge, metrics=metrics, clock=clock)
     openapi.install(app, VERSION)
     return app
@@ -109,6 +115,7 @@ def _add_routes(door: Door, services: Services) -> None:
         SendingRoutes(services, files),
         MessageRoutes(services, files),
         HappeningRoutes(services),
+        SuppressionRoutes(services),
         QueueRoutes(services),
         TlsReportRoutes(services),
     ):

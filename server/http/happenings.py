@@ -1,4 +1,4 @@
-"""Routes for events, message timelines and the suppression list.
+"""Routes for events and message timelines.
 
 Owns how a program follows what happens: in order, by cursor, of its own
 organization. A key bound to an inbox gets that inbox's events alone, and of a
@@ -10,25 +10,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from starlette.requests import Request
 from starlette.responses import Response
 
 from server.http import answers, models
 from server.http.access import Caller
-from server.http.answers import answer, next_cursor
+from server.http.answers import answer
 from server.http.openapi import Door
-from server.http.organizations import expiry
 from server.http.problems import not_found
-from server.http.services import Services, known_id, normal_address, write_audit
-from storage import events, messages, queue, suppression
-from storage.records import Event, Suppression
+from server.http.services import Services, known_id
+from storage import events, messages, queue
+from storage.records import Event
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 
 class HappeningRoutes:
-    """Events, timelines, suppressions."""
+    """Events and timelines."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -49,30 +47,6 @@ class HappeningRoutes:
             query=models.EventPageQuery,
             answer=models.EventList,
             tag="Events",
-        )
-        door.add(
-            "GET /suppressions",
-            self.list_suppressions,
-            scope="suppression:write",
-            query=models.PageQuery,
-            answer=models.SuppressionList,
-            tag="Suppressions",
-        )
-        door.add(
-            "POST /suppressions",
-            self.add_suppression,
-            scope="suppression:write",
-            request=models.SuppressionRequest,
-            answer=models.Suppression,
-            status=201,
-            tag="Suppressions",
-        )
-        door.add(
-            "DELETE /suppressions/{address}",
-            self.remove_suppression,
-            scope="suppression:write",
-            status=204,
-            tag="Suppressions",
         )
 
     async def timeline(self, caller: Caller, message_id: str) -> Response:
@@ -112,57 +86,6 @@ class HappeningRoutes:
         page = await self._services.threads.read(unit)
         after = page[-1].id if page else query.cursor or None
         return answer({"events": [answers.event(one) for one in page], "next_cursor": after})
-
-    async def list_suppressions(self, caller: Caller, query: models.PageQuery) -> Response:
-        """List the addresses that the organization's mail may not go to now."""
-        caller.require_unbound()
-        now = self._services.clock.now()
-        page = await self._services.threads.read(
-            lambda c: suppression.suppressions(
-                c, organization_id=caller.organization_id, at=now, after=query.cursor, limit=query.limit
-            )
-        )
-        after = next_cursor(page, query.limit, page[-1].id) if page else None
-        return answer({"suppressions": [answers.suppression(one) for one in page], "next_cursor": after})
-
-    async def add_suppression(self, caller: Caller, request: Request) -> Response:
-        """Suppress an address; one that is suppressed already gets the new cause and expiry."""
-        caller.require_unbound()
-        asked = await self._services.bodies.read(request, models.SuppressionRequest)
-        address = normal_address(asked.address)
-        now = self._services.clock.now()
-        expires_at = expiry(asked.expires_at, now)
-
-        def unit(connection: Connection) -> Suppression:
-            made = suppression.add(
-                connection,
-                organization_id=caller.organization_id,
-                address=address,
-                cause=asked.cause,
-                evidence=asked.evidence,
-                expires_at=expires_at,
-                at=now,
-            )
-            write_audit(connection, caller, action="suppression.add", thing=made.id, at=now, address=address)
-            return made
-
-        made = await self._services.threads.write(unit)
-        return answer(answers.suppression(made), status=201)
-
-    async def remove_suppression(self, caller: Caller, address: str) -> Response:
-        """Let mail go to an address again."""
-        caller.require_unbound()
-        wanted = normal_address(address)
-        now = self._services.clock.now()
-
-        def unit(connection: Connection) -> None:
-            suppression.remove(connection, organization_id=caller.organization_id, address=wanted)
-            write_audit(
-                connection, caller, action="suppression.remove", thing="suppression", at=now, address=wanted
-            )
-
-        await self._services.threads.write(unit)
-        return Response(status_code=204)
 
 
 def _timeline(connection: Connection, caller: Caller, message_id: str) -> dict[str, object]:

@@ -493,35 +493,6 @@ class Timeline(Answer):
     deliveries: list[Delivery]
 
 
-class SuppressionRequest(Asked):
-    """An address that mail may not go to."""
-
-    address: str = Field(min_length=3, max_length=320, pattern=LINE)
-    cause: Literal["hard_bounce", "complaint", "manual", "unsubscribe"] = "manual"
-    evidence: str = Field("", max_length=1000, pattern=LINE)
-    expires_at: Annotated[str, Field(max_length=40)] | None = Field(
-        None, description="RFC 3339; none: never."
-    )
-
-
-class Suppression(Answer):
-    """A suppressed address."""
-
-    id: str
-    address: str
-    cause: str
-    evidence: str
-    created_at: Time
-    expires_at: Time | None
-
-
-class SuppressionList(Answer):
-    """A page of suppressions."""
-
-    suppressions: list[Suppression]
-    next_cursor: str | None
-
-
 class Health(Answer):
     """Whether the appliance lives, or is ready."""
 

@@ -19,7 +19,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.http import models, queue_models
+from server.http import models, queue_models, suppression_models
 from server.http.access import Access
 from server.http.problems import MEDIA_TYPE, invalid
 
@@ -233,10 +233,13 @@ def _document(app: FastAPI, version: str) -> dict[str, Any]:
     return document
 
 
+_PARTS = (models, queue_models, suppression_models)
+
+
 def _unseen() -> list[type[BaseModel]]:
     """Return the models that the framework does not meet by itself: bodies, and the problem."""
     found: list[type[BaseModel]] = [models.Problem]
-    for one in (*vars(models).values(), *vars(queue_models).values()):
+    for one in (one for part in _PARTS for one in vars(part).values()):
         if isinstance(one, type) and issubclass(one, models.Asked) and one is not models.Asked:
             found.append(one)
     return found

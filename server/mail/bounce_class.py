@@ -62,105 +62,160 @@ _BLAME = {
 _WORDS: tuple[tuple[BounceClass, str], ...] = (
     (
         BounceClass.SOFT,
-        r"name service error[^;\n]{0,80}(?:malformed|try again)|malformed or unexpected name server|lost connection with|"
-        r"receiving mail (?:at a rate|too quickly)|conversation with \S{1,255} timed out|connection timed out|will be retried|"
-        r"did not accept our requests to connect|error: queue file write|insufficient system (?:storage|resources)",
+        r"name service error[^;\n]{0,80}(?:malformed|try again)|malformed or unexpected name server|"
+        r"lost connection with|"
+        r"receiving mail (?:at a rate|too quickly)|conversation with \S{1,255} timed out|"
+        r"connection timed out|will be retried|"
+        r"did not accept our requests to connect|error: queue file write|insufficient system (?:storage|"
+        r"resources)",
     ),
     (
         BounceClass.HARD,
-        r"user unknown|unknown user|no such user|recipient\s+address\s+rejected:\s+(?:access denied|user|unknown|undeliver)|"
-        r"(?:account|mailbox|compte|user)[^.;\n]{0,30}(?:is |est |has been )?(?:frozen|locked|bloqu|suspended|blocked\b)|mailbox unavailable|"
-        r"user doesn't have|account (?:that you tried to reach )?(?:does not exist|is disabled)|invalid recipient|mailbox not found|"
+        r"user unknown|unknown user|no such user|recipient\s+address\s+rejected:\s+(?:access denied|user|"
+        r"unknown|undeliver)|"
+        r"(?:account|mailbox|compte|user)[^.;\n]{0,30}(?:is |est |has been )?(?:frozen|locked|bloqu|"
+        r"suspended|blocked\b)|mailbox unavailable|"
+        r"user doesn't have|account (?:that you tried to reach )?(?:does not exist|is disabled)|"
+        r"invalid recipient|mailbox not found|"
         r"recipient not found|no smtp service|unrouteable address|domain not found|no such domain",
     ),
     (BounceClass.POLICY, r"resolver\.rst\."),
     (
         BounceClass.CONTENT,
-        r"duplicate header|multiple (?:\S{1,20} ){0,3}addresses in from|line limit|protocol violation|email content|mcspam",
+        r"duplicate header|multiple (?:\S{1,20} ){0,3}addresses in from|line limit|protocol violation|"
+        r"email content|mcspam",
     ),
     (
         BounceClass.MAILBOX_FULL,
-        r"(?:mail ?box|mailfolder|mail ?folder|account|inbox|user|recipient|maildrop|mail ?drop|disk)[^.;\n]{0,40}"
-        r"(?:\bfull\b|over ?quota|out of (?:disk )?(?:space|storage)|exceed\w*|storage limit)|quota exceed|exceed\w* "
+        r"(?:mail ?box|mailfolder|mail ?folder|account|inbox|user|recipient|maildrop|mail ?drop|"
+        r"disk)[^.;\n]{0,40}"
+        r"(?:\bfull\b|over ?quota|out of (?:disk )?(?:space|storage)|exceed\w*|storage limit)|"
+        r"quota exceed|exceed\w* "
         r"(?:\w+ ){0,5}(?:quota|storage)|over (?:\w+ ){0,3}quota|disk quota|quota (?:full|violation)|"
-        r"mailbox size limit|full mailbox|insufficient (?:disk )?(?:space|quota)|not enough (?:storage|disk) space|no space left "
+        r"mailbox size limit|full mailbox|insufficient (?:disk )?(?:space|quota)|not enough (?:storage|"
+        r"disk) space|no space left "
         r"in mailbox|quotaexceeded|storage quota|overquota|hard quota|soft quota|out of storage|"
         r"can ?not receive new messages because its disk|mailboxfull|mail quota",
     ),
     (
         BounceClass.BLOCK,
-        r"black ?list|black-list|block ?list|block-list|dnsbl|\brbls?\b|spamhaus|spamcop|barracudacentral|\bsorbs\b|"
+        r"black ?list|black-list|block ?list|block-list|dnsbl|\brbls?\b|spamhaus|spamcop|"
+        r"barracudacentral|\bsorbs\b|"
         r"surbl|senderbase|abuseat|cloudmark|uceprotect|\bptr\b|reverse (?:dns|host ?name|lookup|map)|"
-        r"rdns|reverse-? ?dns|dns-?reverse|name lookup for the ip|(?:cannot|can't|could not|cant) find your (?:reverse )?host ?name|"
-        r"\bspf\b|\bdkim\b|\bdmarc\b|sender policy framework|unauthenticated (?:mail|e-?mail|sender)|not authenticated|"
+        r"rdns|reverse-? ?dns|dns-?reverse|name lookup for the ip|(?:cannot|can't|could not|"
+        r"cant) find your (?:reverse )?host ?name|"
+        r"\bspf\b|\bdkim\b|\bdmarc\b|sender policy framework|unauthenticated (?:mail|e-?mail|sender)|"
+        r"not authenticated|"
         r"(?:bad|poor|low|ip|sender|domain)[ -]?reputation|reputation (?:of|too|score|filter)|"
-        r"(?:your|client|sending|sender|the|this|source|from)[^.;\n]{0,30}(?:ip|host|server|network|domain|address|mta|mx)\b"
-        r"[^.;\n]{0,40}(?:blocked|banned|denied|rejected|not (?:allowed|permitted|authori[sz]ed)|refused|listed|has been|unsolicited)|"
-        r"relay(?:ing)? (?:access )?(?:denied|not (?:allowed|permitted)|prohibited)|unable to relay|not allowed to relay|"
-        r"relay not permitted|no relaying|mail relay|client host[^;\n]{0,60}(?:blocked|rejected)|connections? (?:from|has been)[^.;\n]{0,40}"
+        r"(?:your|client|sending|sender|the|this|source|from)[^.;\n]{0,30}(?:ip|host|server|network|"
+        r"domain|address|mta|mx)\b"
+        r"[^.;\n]{0,40}(?:blocked|banned|denied|rejected|not (?:allowed|permitted|authori[sz]ed)|refused|"
+        r"listed|has been|unsolicited)|"
+        r"relay(?:ing)? (?:access )?(?:denied|not (?:allowed|permitted)|prohibited)|unable to relay|"
+        r"not allowed to relay|"
+        r"relay not permitted|no relaying|mail relay|client host[^;\n]{0,60}(?:blocked|rejected)|"
+        r"connections? (?:from|has been)[^.;\n]{0,40}"
         r"(?:blocked|refused|rejected|denied)|dynamic (?:ip|address)|dial-?up|no valid (?:a|mx) record|"
-        r"sender (?:address )?(?:rejected|denied|blocked|verif\w+ failed|is invalid|not (?:found|allowed))|sender verif|invalid sender|"
-        r"sender domain|senders? (?:domain|address)|domain of sender|helo|ehlo (?:command )?(?:rejected|argument)|"
-        r"access denied|mail from[^.;\n]{0,50}(?:rejected|refused|denied|blocked)|no such sender|bad sender|unverified sender|"
+        r"sender (?:address )?(?:rejected|denied|blocked|verif\w+ failed|is invalid|not (?:found|"
+        r"allowed))|sender verif|invalid sender|"
+        r"sender domain|senders? (?:domain|address)|domain of sender|helo|ehlo (?:command )?(?:rejected|"
+        r"argument)|"
+        r"access denied|mail from[^.;\n]{0,50}(?:rejected|refused|denied|blocked)|no such sender|"
+        r"bad sender|unverified sender|"
         r"service refused|not accepting (?:mail|connections) from|too many (?:connections|spam|complaints)|"
-        r"mismatches client|not verified|authentication (?:required|information|fail|check)|smtp auth|unexpected volume|user complaints|"
-        r"frequency limited|too many recipients this|blocked ip|\(bl\)|invalid ip|from: domain|not accepting connections|"
-        r"fix reverse|whitelist|\bbl\d+\b|proofpoint\.com/ipcheck|junkmail rejected|authori[sz]ed (?:ip|relay)",
+        r"mismatches client|not verified|authentication (?:required|information|fail|check)|smtp auth|"
+        r"unexpected volume|user complaints|"
+        r"frequency limited|too many recipients this|blocked ip|\(bl\)|invalid ip|from: domain|"
+        r"not accepting connections|"
+        r"fix reverse|whitelist|\bbl\d+\b|proofpoint\.com/ipcheck|junkmail rejected|authori[sz]ed (?:ip|"
+        r"relay)",
     ),
     (
         BounceClass.CONTENT,
         r"spam|considered (?:to be )?(?:spam|junk|bulk)|unsolicited|"
         r"bulk (?:mail|e-?mail)|\bvirus\b|malware|infected|trojan|phish|"
-        r"message (?:is )?(?:size|too (?:big|large|long))|message size|(?:size|length) (?:exceeds|limit)|too (?:large|big)|"
-        r"exceed\w* (?:\w+ ){0,6}(?:size|maximum|limit)|larger than|maximum (?:message )?size|message[^.;\n]{0,40}too (?:big|large)|"
-        r"attachment (?:is|type|not|re|name|with)|file ?name extension|content (?:rejected|filter|not a|rejection)|message content|"
+        r"message (?:is )?(?:size|too (?:big|large|long))|message size|(?:size|length) (?:exceeds|limit)|"
+        r"too (?:large|big)|"
+        r"exceed\w* (?:\w+ ){0,6}(?:size|maximum|limit)|larger than|maximum (?:message )?size|"
+        r"message[^.;\n]{0,40}too (?:big|large)|"
+        r"attachment (?:is|type|not|re|name|with)|file ?name extension|content (?:rejected|filter|not a|"
+        r"rejection)|message content|"
         r"header (?:error|line|syntax)|malformed|(?:bad|invalid|missing|duplicate) (?:\w+ ){0,2}header|"
         r"not (?:rfc ?)?(?:5322|2822|822|compliant)|"
         r"subject (?:header )?(?:is )?(?:empty|missing)|message rejected due to "
-        r"(?:content|local)|contains? (?:a )?(?:url|link|virus|spam|banned|html|prohibited)|denied by content|"
+        r"(?:content|local)|contains? (?:a )?(?:url|link|virus|spam|banned|html|prohibited)|"
+        r"denied by content|"
         r"message (?:contains|looks|identified|was detected)|bare (?:cr|lf)|line too long|message format",
     ),
     (
         BounceClass.HARD,
-        r"(?:user|recipient|mail ?box|address|account|addressee|mailbox name|alias|person|rcpt|destinat\w+|employee|"
+        r"(?:user|recipient|mail ?box|address|account|addressee|mailbox name|alias|person|rcpt|"
+        r"destinat\w+|employee|"
         r"user ?name|addresse|e-?mail|inbox|customer|member|login|subscriber|userid|user id)"
-        r"[^.;\n]{0,60}(?:\bunknown|not (?:be )?(?:found|exist|known|listed|local|registered|valid|a valid|available|here|recogni[sz]ed|have|our)|"
-        r"does(?:n't| not| not currently)? (?:not )?exist|doesn't|does not|don't|invalid|no longer|unavailable|undeliverable|disabled|"
+        r"[^.;\n]{0,60}(?:\bunknown|not (?:be )?(?:found|exist|known|listed|local|registered|valid|"
+        r"a valid|available|here|recogni[sz]ed|have|our)|"
+        r"does(?:n't| not| not currently)? (?:not )?exist|doesn't|does not|don't|invalid|no longer|"
+        r"unavailable|undeliverable|disabled|"
         r"inactive|is inactive|suspended|deactivated|"
-        r"deleted|expired|terminated|closed|removed|nonexist|isn't|is not|has moved|not in|discontinued|no mailbox|has been)|"
-        r"no such (?:\w+ ){0,3}(?:user|recipient|mail ?box|address|account|person|domain|host|alias|local|name|customer|e-?mail)|"
-        r"(?:unknown|invalid|bad|inactive|nonexistent|non-existent|undeliverable|illegal|disabled|incorrect|wrong|unrouteable|unroutable|"
-        r"unresolvable|dead|closed|no valid|not a valid|undefined|suspended) (?:\w+ ){0,3}(?:user|recipient|mail ?box|address|account|alias|host|"
+        r"deleted|expired|terminated|closed|removed|nonexist|isn't|is not|has moved|not in|discontinued|"
+        r"no mailbox|has been)|"
+        r"no such (?:\w+ ){0,3}(?:user|recipient|mail ?box|address|account|person|domain|host|alias|"
+        r"local|name|customer|e-?mail)|"
+        r"(?:unknown|invalid|bad|inactive|nonexistent|non-existent|undeliverable|illegal|disabled|"
+        r"incorrect|wrong|unrouteable|unroutable|"
+        r"unresolvable|dead|closed|no valid|not a valid|undefined|suspended) (?:\w+ ){0,3}(?:user|"
+        r"recipient|mail ?box|address|account|alias|host|"
         r"domain|destination|local|rcpt|addressee|login|e-?mail|username|mail)|"
-        r"(?:don't|do not|can't|cannot|could not|couldn't|unable to|not able to|didn't|did not) (?:\w+ ){0,3}"
+        r"(?:don't|do not|can't|cannot|could not|couldn't|unable to|not able to|didn't|"
+        r"did not) (?:\w+ ){0,3}"
         r"(?:know|find|have|recogni[sz]e|match|resolve|verify)"
-        r" (?:\w+ ){0,6}(?:user|recipient|mail ?box|address|account|person|domain|host|name|e-?mail|him|her|you|entry|alias|directory)|"
-        r"user ?unknown|unknown user|unknown local|mailbox unavailable|no mailbox here|not our customer|no account|"
-        r"host (?:unknown|not found)|unknown host|domain (?:not found|name not found|does not exist|is not valid)|nxdomain|name or service not known|"
-        r"no (?:mx|host|a) (?:record|found|or a)|(?:name|host|domain|mx) (?:lookup|service error)[^;\n]{0,80}(?:not found|nxdomain|type=a)|"
+        r" (?:\w+ ){0,6}(?:user|recipient|mail ?box|address|account|person|domain|host|name|e-?mail|him|"
+        r"her|you|entry|alias|directory)|"
+        r"user ?unknown|unknown user|unknown local|mailbox unavailable|no mailbox here|not our customer|"
+        r"no account|"
+        r"host (?:unknown|not found)|unknown host|domain (?:not found|name not found|does not exist|"
+        r"is not valid)|nxdomain|name or service not known|"
+        r"no (?:mx|host|a) (?:record|found|or a)|(?:name|host|domain|mx) (?:lookup|"
+        r"service error)[^;\n]{0,80}(?:not found|nxdomain|type=a)|"
         r"does not (?:accept|take|receive) (?:any )?(?:mail|e-?mail)|null ?mx|nullmx|"
-        r"recipnotfound|recipientnotfound|resolver\.adr|no user(?: by that)?|is not (?:a (?:valid|known|local)|known|listed)|"
-        r"not listed in|non(?:-|)existent|nobody (?:here )?by that name|address rejected|addressed? (?:is )?unknown|"
-        r"this (?:user|account|address|mailbox)|user (?:not|doesn)|user\([^)]*\) (?:unknown|not)|no mail-?box|couldn't find any host named|"
-        r"cannot be delivered to this address|no longer (?:with|at|works|employed|accept|exist|valid|on|in)|has (?:moved|left)|moved to|"
-        r"rejected by recipient|recipient (?:address )?rejected|rcpt (?:failed|rejected)|retry time not reached for any host after",
+        r"recipnotfound|recipientnotfound|resolver\.adr|no user(?: by that)?|is not (?:a (?:valid|known|"
+        r"local)|known|listed)|"
+        r"not listed in|non(?:-|)existent|nobody (?:here )?by that name|address rejected|"
+        r"addressed? (?:is )?unknown|"
+        r"this (?:user|account|address|mailbox)|user (?:not|doesn)|user\([^)]*\) (?:unknown|not)|"
+        r"no mail-?box|couldn't find any host named|"
+        r"cannot be delivered to this address|no longer (?:with|at|works|employed|accept|exist|valid|on|"
+        r"in)|has (?:moved|left)|moved to|"
+        r"rejected by recipient|recipient (?:address )?rejected|rcpt (?:failed|rejected)|"
+        r"retry time not reached for any host after",
     ),
     (
         BounceClass.SOFT,
-        r"try again|try later|tempor|timed? ?out|time-?out|grey-?list|gray-?list|too many (?:concurrent|sessions|messages|recipients|hops)|"
-        r"connection (?:refused|lost|reset|dropped|failed|closed|timed)|could not connect|unable to connect|couldn't connect|"
-        r"can'?t (?:connect|establish)|cannot (?:connect|establish)|not (?:responding|reachable)|unreachable|no route|"
-        r"no answer from host|host (?:is )?(?:down|not respond)|rate ?limit|throttl|defer|service (?:not|un)available|"
-        r"system (?:load|not|un|resource)|resources|insufficient system|out of memory|queue (?:too|file|lifetime|time)|"
-        r"has been in the queue|expired|delivery time|max(?:imum)? (?:queue|time)|retry (?:time|timeout)|lost connection|conversation|"
-        r"loop|hop count|i/o error|local (?:error|configuration)|server (?:busy|error)|overload|dns (?:error|server|fail)|starttls|\btls\b|"
-        r"network (?:error|is)|all (?:relevant|hosts)|giving up|unable to deliver|could not be delivered for|configuration|"
-        r"please (?:retry|slow)|4\.[0-9]\.[0-9]|high volume|unusual (?:rate|traffic)|delayed|not yet|\bdown\b|is busy",
+        r"try again|try later|tempor|timed? ?out|time-?out|grey-?list|gray-?list|too many (?:concurrent|"
+        r"sessions|messages|recipients|hops)|"
+        r"connection (?:refused|lost|reset|dropped|failed|closed|timed)|could not connect|"
+        r"unable to connect|couldn't connect|"
+        r"can'?t (?:connect|establish)|cannot (?:connect|establish)|not (?:responding|reachable)|"
+        r"unreachable|no route|"
+        r"no answer from host|host (?:is )?(?:down|not respond)|rate ?limit|throttl|defer|service (?:not|"
+        r"un)available|"
+        r"system (?:load|not|un|resource)|resources|insufficient system|out of memory|queue (?:too|file|"
+        r"lifetime|time)|"
+        r"has been in the queue|expired|delivery time|max(?:imum)? (?:queue|time)|retry (?:time|timeout)|"
+        r"lost connection|conversation|"
+        r"loop|hop count|i/o error|local (?:error|configuration)|server (?:busy|error)|overload|"
+        r"dns (?:error|server|fail)|starttls|\btls\b|"
+        r"network (?:error|is)|all (?:relevant|hosts)|giving up|unable to deliver|"
+        r"could not be delivered for|configuration|"
+        r"please (?:retry|slow)|4\.[0-9]\.[0-9]|high volume|unusual (?:rate|traffic)|delayed|not yet|"
+        r"\bdown\b|is busy",
     ),
     (
         BounceClass.POLICY,
-        r"policy|polic(?:ies|y)|not (?:allowed|permitted|authori[sz]ed|accept)|prohibited|forbidden|administrative|"
-        r"restrict|security|denied|refused|rejected|permission|not have permission|unauthori[sz]ed|disallow|blocked|filtered|not accept",
+        r"policy|polic(?:ies|y)|not (?:allowed|permitted|authori[sz]ed|accept)|prohibited|forbidden|"
+        r"administrative|"
+        r"restrict|security|denied|refused|rejected|permission|not have permission|unauthori[sz]ed|"
+        r"disallow|blocked|filtered|not accept",
     ),
 )
 _PATTERNS = tuple((kind, re.compile(words)) for kind, words in _WORDS)
@@ -265,7 +320,8 @@ _BY_CODE: dict[int, BounceClass] = {
 }
 # Where a notice says that the server refused before it was told of any recipient.
 _EARLY = re.compile(
-    r"after (?:pipelined )?(?:mail|sending mail|helo|ehlo|initial)|reply to (?:mail|helo|ehlo)|initial connection|"
+    r"after (?:pipelined )?(?:mail|sending mail|helo|ehlo|initial)|reply to (?:mail|helo|ehlo)|"
+    r"initial connection|"
     r"my name was rejected|sender was rejected|\[mail_from\]"
 )
 _NAMES = re.compile(r"<?[^\s<>@]{1,128}@[^\s<>@]{1,255}>?|https?://\S{1,500}|<[^<>\s]{1,255}>")

@@ -36,8 +36,10 @@ _ADDRESS = re.compile(
     r"[^\s<>()\[\],;:\"]{1,128}@[^\s<>()\[\],;:\"]{1,255}|\"[^\"\n]{1,64}\"@[^\s<>,;\"]{1,255}"
 )
 _AUTO_REPLY_SUBJECT = re.compile(
-    r"^(?:\w{2,8}: )?\W*(?:auto(?:matic|mated)?[- ]?(?:re|response|respond|reply|antwort|: )|out of (?:the )?office|"
-    r"vacation|away from|on holiday|abwesen|absence|r[eé]ponse automatique|risposta automatica|i am (?:away|out))",
+    r"^(?:\w{2,8}: )?\W*(?:auto(?:matic|mated)?[- ]?(?:re|response|respond|reply|antwort|: )|"
+    r"out of (?:the )?office|"
+    r"vacation|away from|on holiday|abwesen|absence|r[eé]ponse automatique|risposta automatica|"
+    r"i am (?:away|out))",
     re.IGNORECASE,
 )
 _ACTIONS = {"failed", "delayed", "delivered", "relayed", "expanded"}
@@ -63,7 +65,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Bounce:
-    """A notice of failure. form: 'dsn' for RFC 3464, 'text' for words. returned: what came back of the mail."""
+    """A notice of failure. form: 'dsn' for RFC 3464, 'text' for words. returned: what came back."""
 
     form: str
     failures: tuple[Failure, ...]
@@ -203,7 +205,8 @@ def _failure(
         best = enhanced
     judged = classify(code, best, diagnostic)
     if judged.bounce_class in (BounceClass.UNKNOWN, BounceClass.SOFT, BounceClass.POLICY) and told:
-        judged = _with_words(judged, recipient, code, best, diagnostic, told)
+        about = bounce_text.about(told, recipient)
+        judged = _with_words(judged, about, code=code, enhanced=best, diagnostic=diagnostic)
     return Failure(
         recipient,
         action,
@@ -216,13 +219,8 @@ def _failure(
     )
 
 
-def _with_words(
-    judged: Judged, recipient: str, code: int, enhanced: str, diagnostic: str, told: str
-) -> Judged:
+def _with_words(judged: Judged, about: str, *, code: int, enhanced: str, diagnostic: str) -> Judged:
     """Judge again with what the part for people says about a recipient, where the fields say little."""
-    about = bounce_text.about(told, recipient)
-    if not about:
-        return judged
     said_code, said = _codes(about)
     again = classify(code or said_code, enhanced or said, f"{diagnostic} {about}")
     if again.bounce_class in (BounceClass.UNKNOWN, BounceClass.POLICY):

@@ -22,38 +22,53 @@ MAX_ADDRESSES = 200
 ABOUT_LINES = 12
 
 _ADDRESS = re.compile(
-    r"(?<![\w.+=/@-])([\w.!#$%&'*+/=?^`{|}~-]{1,128}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,10}|\"[^\"\n@]{1,64}\"@[\w.-]{3,255})"
+    r"(?<![\w.+=/@-])([\w.!#$%&'*+/=?^`{|}~-]{1,128}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,10}|"
+    r"\"[^\"\n@]{1,64}\"@[\w.-]{3,255})"
 )
 _NOTIFIERS = re.compile(
-    r"mailer[-_. ]?(?:daemon|server)|\bdaemon\b|postmaster|mail delivery|delivery (?:sub)?system|mail ?administrator|"
-    r"mdaemon|mail ?router|system administrator|systemadministrator|administrateur|bounce|mail system|majordomo|"
-    r"microsoftexchange|failure|no-?reply[^@]{0,20}@.{0,40}(?:bounce|mail)|mailsystem|undeliver|mail ?server|email ?server|"
-    r"\bmta\b|\bsmtp\b|message transfer|mail ?sweeper|mailerdaemon|mail-?master|listserv|\broot@|systems? operator|nobody@",
+    r"mailer[-_. ]?(?:daemon|server)|\bdaemon\b|postmaster|mail delivery|delivery (?:sub)?system|"
+    r"mail ?administrator|"
+    r"mdaemon|mail ?router|system administrator|systemadministrator|administrateur|bounce|mail system|"
+    r"majordomo|"
+    r"microsoftexchange|failure|no-?reply[^@]{0,20}@.{0,40}(?:bounce|mail)|mailsystem|undeliver|"
+    r"mail ?server|email ?server|"
+    r"\bmta\b|\bsmtp\b|message transfer|mail ?sweeper|mailerdaemon|mail-?master|listserv|\broot@|"
+    r"systems? operator|nobody@",
     re.IGNORECASE,
 )
 _SUBJECTS = re.compile(
-    r"undeliver|un-?deliverable|nondeliver|non-?deliver|not delivered|deliver\w* (?:status|fail|err|report|notif|problem|"
+    r"undeliver|un-?deliverable|nondeliver|non-?deliver|not delivered|deliver\w* (?:status|fail|err|"
+    r"report|notif|problem|"
     r"has|incomplete|unsuccess|attempt|delay|subsystem)|"
-    r"fail(?:ure|ed)[ :]*(?:notice|notif|deliver|mail|to deliver|delivery|message)?|returned (?:mail|to sender|message)|mail (?:system )?"
-    r"(?:could not|error|fail|delay|rejected|return|not|undeliv)|returned|unknown (?:user|address|recipient)|user unknown|bounce|"
+    r"fail(?:ure|ed)[ :]*(?:notice|notif|deliver|mail|to deliver|delivery|message)?|returned (?:mail|"
+    r"to sender|message)|mail (?:system )?"
+    r"(?:could not|error|fail|delay|rejected|return|not|undeliv)|returned|unknown (?:user|address|"
+    r"recipient)|user unknown|bounce|"
     r"mail delivery|could not be (?:delivered|sent)|couldn't be delivered|can't be delivered|"
     r"warning: (?:could not send|message)|delivery|unzustellbar|zustellung|fehler|nicht zugestellt|"
-    r"non remis|non distribu|remise|no se (?:puede|ha)|devuelto|no entregad|rapporto|mancato recapito|não entreg|"
+    r"non remis|non distribu|remise|no se (?:puede|ha)|devuelto|no entregad|rapporto|mancato recapito|"
+    r"não entreg|"
     r"nao entreg|error (?:sending|in|de)|mail error|rejected|blocked|bloqu|refused|"
-    r"problem|не достав|доставк|недостав|エラー|配信|退信|投递|returning|message status|disk quota|over quota|mailbox (?:is )?full|mdaemon|"
-    r"message you sent|invalid (?:address|recipient)|wrong address|nondelivery|smtp error|expired|undelivered",
+    r"problem|не достав|доставк|недостав|エラー|配信|退信|投递|returning|message status|disk quota|"
+    r"over quota|mailbox (?:is )?full|mdaemon|"
+    r"message you sent|invalid (?:address|recipient)|wrong address|nondelivery|smtp error|expired|"
+    r"undelivered",
     re.IGNORECASE,
 )
 _FAILURES = re.compile(
-    r"not (?:be )?(?:deliver|sent|reach|complet|found|exist)|undeliver|non-?deliver|could ?n[o']t|can ?n[o']t|unable to|failed|failure|fatal|"
-    r"permanent|error|unknown|no such|rejected|returned|bounce|refused|denied|does(?:n't| not)|over ?quota|quota|mailbox|"
+    r"not (?:be )?(?:deliver|sent|reach|complet|found|exist)|undeliver|non-?deliver|could ?n[o']t|"
+    r"can ?n[o']t|unable to|failed|failure|fatal|"
+    r"permanent|error|unknown|no such|rejected|returned|bounce|refused|denied|does(?:n't| not)|"
+    r"over ?quota|quota|mailbox|"
     r"wasn't|was not|isn't|invalid|no longer|delayed|delay|warning|problem|expired|timed out|"
-    r"nicht|unbekannt|fehler|impossible|inconnu|non remis|échec|echec|non distribu|no se|desconocid|devuelt|sconosciut|impossibile|n[aã]o|"
-    r"не |невозмож|ошибк|存在|失敗|エラー|配信|配送|届|退信|无法|失败|[45][0-9][0-9][ -]|\b[45]\.[0-9]\.[0-9]",
+    r"nicht|unbekannt|fehler|impossible|inconnu|non remis|échec|echec|non distribu|no se|desconocid|"
+    r"devuelt|sconosciut|impossibile|n[aã]o|"
+    r"не |невозмож|ошибк|存在|失敗|エラー|配送|届|退信|无法|失败|[45][0-9][0-9][ -]|\b[45]\.[0-9]\.[0-9]",
     re.IGNORECASE,
 )
 _DELAYS = re.compile(
-    r"delay|warning|not yet been|still (?:being )?(?:try|attempt|queued)|will (?:continue|keep|be retried|retry)|"
+    r"delay|warning|not yet been|still (?:being )?(?:try|attempt|queued)|will (?:continue|keep|"
+    r"be retried|retry)|"
     r"do not need to (?:re)?send|need not (?:re)?send|no action is required|will try|temporarily|deferred",
     re.IGNORECASE,
 )
@@ -64,9 +79,11 @@ _FINAL = re.compile(
 )
 # Where what came back begins.
 _RETURNED_MARK = re.compile(
-    r"^[\s>]*-{2,}.{0,60}(?:original|copy of|returned|message (?:header|text|follow|sent)|below this line|header(?:s)? (?:of|follow)|"
+    r"^[\s>]*-{2,}.{0,60}(?:original|copy of|returned|message (?:header|text|follow|sent)|"
+    r"below this line|header(?:s)? (?:of|follow)|"
     r"unsent|forwarded|begin|enclosed|undelivered|rejected message|failed message|included|your message)|"
-    r"^[\s>]*(?:the header|header(?:s)? of|below (?:this line )?is (?:a|the)|the (?:original )?message (?:header|follow|headers)|"
+    r"^[\s>]*(?:the header|header(?:s)? of|below (?:this line )?is (?:a|the)|"
+    r"the (?:original )?message (?:header|follow|headers)|"
     r"copy of (?:your|the)|original message|received: |return-path: |>?received: from |message header|"
     r"your (?:original )?message (?:follows|header)|following is a copy|here is a copy|the first \d+ lines|"
     r"-+ ?original message|-+ ?returned message|text of (?:your )?message|forwarded message|attached is|"
@@ -79,26 +96,32 @@ _ALONE = re.compile(
     re.IGNORECASE,
 )
 _COLON = re.compile(
-    r"^\s*<([^<>\s]{1,128}@[^<>\s]{1,255})>\s*(?::|,|\(|\.\.\.|;|-)|^\s*<?([^<>\s:]{1,128}@[^<>\s:]{1,255})>?\s*(?::|\.\.\.)"
+    r"^\s*<([^<>\s]{1,128}@[^<>\s]{1,255})>\s*(?::|,|\(|\.\.\.|;|-)|"
+    r"^\s*<?([^<>\s:]{1,128}@[^<>\s:]{1,255})>?\s*(?::|\.\.\.)"
 )
 _ENVELOPED = re.compile(
-    r"rcpt to:\s*<?([^<>\s]{1,128}@[^<>\s]{1,255})>?|^\s*[45][0-9][0-9][ -]<([^<>\s]{1,128}@[^<>\s]{1,255})>\.\.\.",
+    r"rcpt to:\s*<?([^<>\s]{1,128}@[^<>\s]{1,255})>?|"
+    r"^\s*[45][0-9][0-9][ -]<([^<>\s]{1,128}@[^<>\s]{1,255})>\.\.\.",
     re.IGNORECASE,
 )
 _NAMED = re.compile(
-    r"(?:recipients?|rcpt|to|for|address(?:es)?|user|mailbox|account|adresse|destinataire|empf[äa]nger|destinatario|"
-    r"original-recipient|final-recipient|failed recipient|addressee|deliver(?:y|ed)? to|e-?mail)(?![\w@.-])[ \t]*(?:is|was|address|of)?[ \t]*[:=]?[ \t]*[<\[\"'(]{0,2}"
+    r"(?:recipients?|rcpt|to|for|address(?:es)?|user|mailbox|account|adresse|destinataire|empf[äa]nger|"
+    r"destinatario|"
+    r"original-recipient|final-recipient|failed recipient|addressee|deliver(?:y|ed)? to|"
+    r"e-?mail)(?![\w@.-])[ \t]*(?:is|was|address|of)?[ \t]*[:=]?[ \t]*[<\[\"'(]{0,2}"
     r"(?:rfc822;|smtp:|mailto:)?[ \t]*"
     r"([^\s<>:,;()\[\]\"']{1,128}@[^\s<>:,;()\[\]\"']{1,255})",
     re.IGNORECASE,
 )
 _NOBODY = re.compile(
-    r"^(?:mailer-daemon|postmaster|mail-daemon|mailerdaemon|abuse|bounces?|no-?reply|hostmaster|webmaster|root)@",
+    r"^(?:mailer-daemon|postmaster|mail-daemon|mailerdaemon|abuse|bounces?|no-?reply|hostmaster|"
+    r"webmaster|root)@",
     re.I,
 )
 _FIELD_OF_OTHERS = re.compile(
     r"^[\s>]*(?:from|sender|reply-to|message-id|in-reply-to|references|return-path|x-[\w-]+|mail from|cc|"
-    r"contact|please contact|received|errors-to|date|subject)\s*[:<=]|message-id|mail from:|contact|for (?:further|help|assist)",
+    r"contact|please contact|received|errors-to|date|subject)\s*[:<=]|message-id|mail from:|contact|"
+    r"for (?:further|help|assist)",
     re.IGNORECASE,
 )
 _HELLO = re.compile(r"(?:message-?id|\bid\b|from|by|sender)[ :=<\[]{1,4}$", re.IGNORECASE)
@@ -112,6 +135,16 @@ class Found:
     text: str = ""
     is_delay: bool = False
     returned: Returned | None = None
+
+
+@dataclass(slots=True)
+class _Marks:
+    """Addresses by how surely a notice is about them, with the lines that name them."""
+
+    sure: dict[str, int] = field(default_factory=dict)
+    enveloped: dict[str, int] = field(default_factory=dict)
+    named: dict[str, int] = field(default_factory=dict)
+    weak: dict[str, int] = field(default_factory=dict)
 
 
 def tells_failure(subject: str) -> bool:
@@ -178,9 +211,12 @@ def _shows_dialogue(text: str, marks: int, is_subject: bool) -> bool:
     """Whether words hold what only a notice has: a server's reply beside an address."""
     head = text[:16_384]
     strong = re.search(
-        r"rcpt to:|<<< [45][0-9][0-9]|\b5[0-9][0-9][ -]#?5?\.?[0-9]?|\b5\.[0-9]\.[0-9]\b|(?:could|can) ?n[o']t be delivered|"
-        r"did not reach|was not delivered|undeliverable|unknown user|user unknown|delivery (?:has )?failed|not delivered|no such user|"
-        r"unable to deliver|following address|couldn't be delivered|over quota|permanent(?:ly)? (?:error|fail|fatal)|"
+        r"rcpt to:|<<< [45][0-9][0-9]|\b5[0-9][0-9][ -]#?5?\.?[0-9]?|\b5\.[0-9]\.[0-9]\b|(?:could|"
+        r"can) ?n[o']t be delivered|"
+        r"did not reach|was not delivered|undeliverable|unknown user|user unknown|"
+        r"delivery (?:has )?failed|not delivered|no such user|"
+        r"unable to deliver|following address|couldn't be delivered|over quota|permanent(?:ly)? (?:error|"
+        r"fail|fatal)|"
         r"failed to deliver|failed recipient|has been returned|is full",
         head,
         re.IGNORECASE,
@@ -240,14 +276,12 @@ def _names(
         if listed:
             return {one: _line_of(lines, one) for one in dict.fromkeys(listed)}
     others = _others(header, returned)
-    sure: dict[str, int] = {}
-    enveloped: dict[str, int] = {}
-    named: dict[str, int] = {}
-    weak: dict[str, int] = {}
+    marks = _Marks()
+    sure, enveloped, named, weak = marks.sure, marks.enveloped, marks.named, marks.weak
     for number, line in enumerate(lines):
         if "@" not in line or len(weak) >= MAX_ADDRESSES:
             continue
-        _sort_line(line, number, sure, enveloped, named, weak, others)
+        _sort_line(line, number, marks, others)
     recipients = _recipients_of(returned)
     known = {
         one: at for one, at in {**sure, **enveloped, **named, **weak}.items() if one.lower() in recipients
@@ -269,31 +303,23 @@ def _names(
     return {}
 
 
-def _sort_line(
-    line: str,
-    number: int,
-    sure: dict[str, int],
-    enveloped: dict[str, int],
-    named: dict[str, int],
-    weak: dict[str, int],
-    others: set[str],
-) -> None:
+def _sort_line(line: str, number: int, marks: _Marks, others: set[str]) -> None:
     """Note the addresses of a line by the mark they have."""
     found = _ENVELOPED.search(line)
     if found:
-        _note(enveloped, found[1] or found[2], number, others)
+        _note(marks.enveloped, found[1] or found[2], number, others)
         return
     is_foreign = _FIELD_OF_OTHERS.search(line) is not None
     found = None if is_foreign else _ALONE.match(line) or _COLON.match(line)
     if found:
         address = next(group for group in found.groups() if group)
-        _note(sure, address, number, others)
+        _note(marks.sure, address, number, others)
     elif not is_foreign:
         for match in list(_NAMED.finditer(line))[:10]:
-            _note(named, match[1], number, others)
+            _note(marks.named, match[1], number, others)
     for match in list(_ADDRESS.finditer(line))[:20]:
         if not _HELLO.search(line[max(0, match.start() - 20) : match.start()]):
-            _note(weak, match[1], number, others)
+            _note(marks.weak, match[1], number, others)
 
 
 def _note(into: dict[str, int], address: str, number: int, others: set[str]) -> None:

@@ -144,7 +144,7 @@ def _judge(
     body = bodies[signature.is_body_relaxed]
     if body.digest(signature.limit) != signature.body_hash:
         return "fail", "body hash mismatch"
-    outcomes = [_try_key(fields, signature, text) for text in key.texts]
+    outcomes = [try_key(fields, signature, text) for text in key.texts]
     result, reason = next((one for one in outcomes if one[0] == "pass"), outcomes[0])
     if result != "pass":
         return result, reason
@@ -153,7 +153,8 @@ def _judge(
     return _check_single(fields, signature)
 
 
-def _try_key(fields: list[Field], signature: Signature, text: bytes) -> tuple[str, str]:
+def try_key(fields: list[Field], signature: Signature, text: bytes) -> tuple[str, str]:
+    """Return the result and reason of a signature over the header alone, by one key record."""
     try:
         key = _load(*public_key(text, signature))
         if key[2] == b"rsa" and key[1] < rsa.MINIMUM_BITS:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.http import models
+from server.http import models, suppression_models
 from storage import events
 from storage.records import Event
 from tests.http.world import ALL_SCOPES, World, problem
@@ -105,14 +105,14 @@ def test_claiming_an_inboxs_address_from_outside_opens_no_timeline(world: World)
 
 def suppressed(world: World, key: str, **params) -> list[str]:
     answer = world.ask("GET", "/v1/suppressions", key, params=params)
-    models.SuppressionList.model_validate_json(answer.content, strict=True)
+    suppression_models.SuppressionList.model_validate_json(answer.content, strict=True)
     return [one["address"] for one in answer.json()["suppressions"]]
 
 
 def test_suppressions_are_added_listed_and_removed(world: World, key: str) -> None:
     asked = {"address": "Gone@FAR.example", "cause": "hard_bounce", "evidence": "550 5.1.1"}
     answer = world.ask("POST", "/v1/suppressions", key, json=asked)
-    models.Suppression.model_validate_json(answer.content, strict=True)
+    suppression_models.SuppressionMade.model_validate_json(answer.content, strict=True)
     assert answer.status_code == 201
     assert suppressed(world, key) == ["gone@far.example"]
     assert suppressed(world, world.key(*ALL_SCOPES, organization=world.other)) == []
