@@ -21,7 +21,6 @@ from server.next_hop import NextHop, NextHopKind, NextHopSyntax, parse_next_hop
 from server.sections import (
     Authentication,
     Control,
-    Delivery,
     Dmarc,
     Dns,
     Http,
@@ -32,6 +31,7 @@ from server.sections import (
     Tls,
 )
 from server.sections_bounces import Bounces
+from server.sections_delivery import Delivery
 from server.sections_identity import Dkim
 from server.sections_names import DnsLists, Greylist
 from server.sections_policy import Limits, Policy, Rejects, Scanners, Webhooks

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -340,13 +339,7 @@ class Parts:
         resolver: Any,
         tokens: ReturnTokens,
     ) -> None:
-        from server.delivery.blocklists import BlockLists
-        from server.delivery.bounce import Bouncer
-        from server.delivery.closing import Closing
-        from server.delivery.complaints import Complaints
-        from server.delivery.doubts import Doubts
-        from server.delivery.held import HeldExpiry
-        from server.delivery.later_bounces import LaterBounces
+        from server.alone import SecretUnreadable, Shared, add_to
         from server.delivery.scheduler import Returning, Scheduler
         from server.delivery.sources import Sources, plan_of
 
@@ -373,141 +366,29 @@ class Parts:
             tls_results=self._tls_results(threads, resolver),
             returning=Returning(rules, settings.bounces.verp, tokens),
         )
-        block_lists = BlockLists(
-            zones=self._zones,
-            lists=settings.delivery.blocklists if settings.delivery.relay_lane else (),
-            addresses=settings.delivery.public_addresses,
-            keeper=scheduler.keeper,
-        )
         self._tally = scheduler.tally
         drain = settings.server.drain_seconds
         self.add("delivery", start=scheduler.start, stop=lambda: scheduler.stop(drain))
-        bouncer = Bouncer(
+        single = Tree()
+        shared = Shared(
+            settings=settings,
+            clock=self.clock,
             threads=threads,
             hub=hub,
             intake=intake,
-            clock=self.clock,
-            hostname=settings.server.hostname,
+            resolver=resolver,
+            zones=self._zones,
+            tokens=tokens,
+            rules=rules,
+            keeper=scheduler.keeper,
         )
-        single = Tree()
-        single.addService(Part("bounces", start=bouncer.start, stop=bouncer.stop))
-        expiry = HeldExpiry(
-            threads=threads,
-            clock=self.clock,
-            seconds=settings.delivery.held_expiry_seconds,
-            answer=settings.delivery.held_expiry_answer,
-        )
-        single.addService(Part("held mail", start=expiry.start, stop=expiry.stop))
-        closing = Closing(threads=threads, clock=self.clock, seconds=settings.delivery.undo_seconds)
-        single.addService(Part("actions", start=closing.start, stop=closing.stop))
-        doubts = Doubts(
-            threads=threads,
-            clock=self.clock,
-            seconds=settings.delivery.in_doubt_deadline_seconds,
-            unanswered=settings.delivery.in_doubt_unanswered,
-        )
-        single.addService(Part("block lists", start=block_lists.start, stop=block_lists.stop))
-        single.addService(Part("doubts", start=doubts.start, stop=doubts.stop))
-        later = LaterBounces(threads=threads, hub=hub, clock=self.clock, rules=rules)
-        single.addService(Part("bounces that came later", start=later.start, stop=later.stop))
-        complaints = Complaints(
-            threads=threads, hub=hub, clock=self.clock, hostname=settings.server.hostname, tokens=tokens
-        )
-        single.addService(Part("complaints", start=complaints.start, stop=complaints.stop))
-        self._add_webhooks(single, threads, hub, resolver)
-        self._add_dmarc(single, threads, hub, intake, resolver)
-        self._add_rotation(single, threads, intake, resolver)
+        try:
+            add_to(single, shared)
+        except SecretUnreadable as error:
+            raise StartFailed(str(error)) from None
         sole = threads.store.sole("single") if threads.store.is_shared else None
         alone = Single(single, threads=threads, sole=sole)
         self.add("single", start=alone.start, stop=alone.stop)
-
-    def _add_dmarc(self, single: Tree, threads: Threads, hub: Hub, intake: Intake, resolver: Any) -> None:
-        from server.delivery.dmarc_reader import DmarcReader
-        from server.delivery.dmarc_reporter import DmarcReporter
-        from server.delivery.tls_reader import TlsReader
-
-        settings = self.settings.dmarc
-        reporter = DmarcReporter(
-            threads=threads,
-            intake=intake,
-            resolver=resolver,
-            clock=self.clock,
-            settings=settings,
-            hostname=self.settings.server.hostname,
-        )
-        single.addService(Part("dmarc reports", start=reporter.start, stop=reporter.stop))
-        reader = DmarcReader(
-            threads=threads,
-            hub=hub,
-            maildir=threads.store.maildir,
-            clock=self.clock,
-            address=settings.report_address,
-            tls=TlsReader(
-                threads=threads, clock=self.clock, address=self.settings.tls_reports.report_address
-            ),
-        )
-        single.addService(Part("reports of others", start=reader.start, stop=reader.stop))
-        self._add_tls_reports(single, threads, intake, resolver)
-
-    def _add_tls_reports(self, single: Tree, threads: Threads, intake: Intake, resolver: Any) -> None:
-        from server.delivery.tls_reporter import TlsReporter
-        from server.events.posting import Poster
-
-        settings = self.settings.tls_reports
-        reporter = TlsReporter(
-            threads=threads,
-            intake=intake,
-            resolver=resolver,
-            clock=self.clock,
-            poster=Poster(
-                resolver=resolver,
-                allow_private=self.settings.delivery.allow_private_addresses,
-                timeout_seconds=self.settings.webhooks.timeout_seconds,
-            ),
-            settings=settings,
-            hostname=self.settings.server.hostname,
-        )
-        single.addService(Part("tls reports", start=reporter.start, stop=reporter.stop))
-
-    def _add_rotation(self, single: Tree, threads: Threads, intake: Intake, resolver: Any) -> None:
-        from server.delivery.dkim_rotation import DkimRotation
-        from server.sender_auth.rotation import pace_of
-
-        rotation = DkimRotation(
-            threads=threads,
-            intake=intake,
-            resolver=resolver,
-            clock=self.clock,
-            pace=pace_of(self.settings.dkim),
-            hostname=self.settings.server.hostname,
-        )
-        single.addService(Part("dkim rotation", start=rotation.start, stop=rotation.stop))
-
-    def _add_webhooks(self, single: Tree, threads: Threads, hub: Hub, resolver: Any) -> None:
-        from server.events.posting import Poster
-        from server.events.rule_calls import RuleCalls, content_of
-        from server.events.webhooks import Deliverer
-
-        settings = self.settings.webhooks
-        poster = Poster(
-            resolver=resolver,
-            allow_private=settings.allow_private_addresses,
-            timeout_seconds=settings.timeout_seconds,
-        )
-        deliverer = Deliverer(
-            threads=threads,
-            hub=hub,
-            clock=self.clock,
-            poster=poster,
-            secret=self._webhook_secret(),
-            content_of=lambda call: content_of(threads, call),
-            timeout_seconds=settings.timeout_seconds,
-            concurrency=settings.concurrency,
-            dice=random.Random(),  # noqa: S311  spreads retries, keeps no secret
-        )
-        single.addService(Part("webhooks", start=deliverer.start, stop=deliverer.stop))
-        calls = RuleCalls(threads=threads, hub=hub, clock=self.clock, expiry_hours=settings.expiry_hours)
-        single.addService(Part("calls of rules", start=calls.start, stop=calls.stop))
 
     def _smart_host_logins(self) -> dict[str, Credentials]:
         from server.delivery.logins import LoginUnreadable, read_logins
@@ -516,21 +397,6 @@ class Parts:
             return read_logins(self.settings.delivery.logins)
         except LoginUnreadable as error:
             raise StartFailed(str(error)) from None
-
-    def _webhook_secret(self) -> Callable[[], bytes]:
-        """Return what gives the signing secret; the appliance's own is made when it is first asked for."""
-        from server.events import posting, rule_calls
-
-        reference = self.settings.webhooks.secret_file
-        if not reference:
-            return cache(
-                partial(rule_calls.kept_secret, self.settings.server.data_directory / "webhook.secret")
-            )
-        try:
-            secret = posting.read_secret(read_secret(reference))
-        except (LookupError, OSError, ValueError) as error:
-            raise StartFailed(f"webhooks.secret_file: {error}") from None
-        return lambda: secret
 
     def _build_smtp(self, threads: Threads, intake: Intake, login: Login) -> None:
         from server.smtp.server import SmtpServer

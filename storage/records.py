@@ -406,7 +406,7 @@ class Outcome:
     the fault was before any reply. phase: where it ended ('dns', 'connect', 'tls', 'ehlo',
     'mail', 'rcpt', 'data', 'final', 'policy'). duration: microseconds. handover: means something for
     DELIVERED alone. tls_policy, tls_reason: what TLS was held to, and why. passed_over: hosts tried
-    before, with what was wrong. dialogue: what was said where it failed, without logins and content.
+    before. dialogue: what was said where it failed, without logins and content.
     """
 
     state: DeliveryState

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from server.intake import Intake
     from server.return_tokens import ReturnTokens
     from server.routing import Routing
-    from server.sections import Delivery as DeliverySettings
+    from server.sections_delivery import Delivery as DeliverySettings
     from server.smtp.client_machine import Credentials
     from server.threads import Hub, Threads
     from server.transport.policies import StsPolicies

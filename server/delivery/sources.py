@@ -17,7 +17,7 @@ from storage.sending import SENT
 if TYPE_CHECKING:
     from server.clock import Clock
     from server.counters import Counters
-    from server.sections import Delivery as DeliverySettings
+    from server.sections_delivery import Delivery as DeliverySettings
 
 DAY_SECONDS = 86_400
 SECOND = 1_000_000

@@ -15,7 +15,7 @@ from server.delivery.scheduler import Scheduler
 from server.dns import Answer, DnsFailure, Mx, NoAnswer, NoSuchDomain
 from server.refusal import Refusal
 from server.routing import Forward, Local, Resolution
-from server.sections import Delivery as DeliverySettings
+from server.sections_delivery import Delivery as DeliverySettings
 from server.threads import Hub, Threads
 from storage import events, schema
 from storage.db import Database

@@ -23,7 +23,8 @@ from server.login import Login
 from server.operations import Context, domain_add, inbox_add, organization_add
 from server.routing import Routing
 from server.rulebook import Rulebook
-from server.sections import Delivery, Dmarc
+from server.sections import Dmarc
+from server.sections_delivery import Delivery
 from server.sender_auth.dmarc_counts import DmarcCounts
 from server.sender_auth.signer import Signer
 from server.sender_auth.verify import Verifier
