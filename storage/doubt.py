@@ -32,7 +32,7 @@ EVENTS_LIMIT = 2000
 ANSWERS_LIMIT = 20_000  # of an organization's newest messages, those that are looked at for an answer
 DAY = 86_400_000_000
 WATCHED = 30 * DAY  # how long after a verdict evidence is looked for
-ARRIVED = frozenset({"message.complained", "message.unsubscribed", "message.returned"})
+ARRIVED = frozenset({"message.complained", "message.unsubscribed", "message.bounced_later"})
 DEADLINE = "it was in doubt whether it was sent, and nobody said so in time"
 _KINDS = {
     DeliveryState.DELIVERED: "message.delivered",
