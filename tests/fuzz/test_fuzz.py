@@ -11,6 +11,7 @@ import pytest
 from server.mail.tls_report import pack, write_report
 from tests.fuzz import (
     targets_auth,
+    targets_bounces,
     targets_doors,
     targets_imap,
     targets_journal,
@@ -336,6 +337,17 @@ TARGETS: dict[str, tuple[Target, list[bytes], list[bytes]]] = {
         XML_WORDS,
     ),
     "reports": (targets_auth.check_reports, [REPORT, MESSAGE], MAIL_WORDS),
+    "bounce": (
+        targets_bounces.check_bounce,
+        [
+            b"From: MAILER-DAEMON@x.test\r\nSubject: Undelivered Mail Returned to Sender\r\nContent-Type: "
+            b"multipart/report; report-type=delivery-status; boundary=b\r\n\r\n--b\r\n\r\nno\r\n--b\r\n"
+            b"Content-Type: message/delivery-status\r\n\r\nReporting-MTA: dns; x.test\r\n\r\n"
+            b"Final-Recipient: rfc822; a@b.test\r\nAction: failed\r\nStatus: 5.1.1\r\n\r\n--b--\r\n",
+            b"From: postmaster@x.test\r\nSubject: failure notice\r\n\r\n<a@b.test>:\r\n550 no such user\r\n",
+        ],
+        MAIL_WORDS,
+    ),
     "sts-policy": (
         targets_transport.check_policy,
         [
