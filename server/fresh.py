@@ -6,6 +6,7 @@ it there. Bounded in octets and in time, and each is given out once for each dom
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -34,23 +35,38 @@ class Fresh:
         self._clock = clock
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._octets = 0
+        self._timer: asyncio.TimerHandle | None = None
 
     def put(self, records: Iterable[Accepted]) -> None:
         """Keep what goes to other servers and is small."""
         now = self._clock.monotonic()
         for record in records:
             content = record.content
-            if not record.remote or not isinstance(content, bytes) or len(content) > MESSAGE_OCTETS:
+            if not isinstance(content, bytes) or len(content) > MESSAGE_OCTETS:
                 continue
+            if not any(target.next_attempt_at is not None for target in record.remote):
+                continue  # nothing goes, or it is held
             takers = len({target.domain for target in record.remote})
             octets = record.trace + content
             self._kept[record.message_id] = _Kept(octets, takers, now + KEPT_SECONDS)
             self._octets += len(octets)
+        self._forget(now)
+        if self._kept and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(KEPT_SECONDS, self._later)
+
+    def _forget(self, now: float) -> None:
         while self._kept:
             message_id, oldest = next(iter(self._kept.items()))
             if oldest.until > now and self._octets <= LIMIT_OCTETS:
                 return
             self._drop(message_id)
+
+    def _later(self) -> None:
+        """Forget what nobody took, though no other message comes."""
+        self._timer = None
+        self._forget(self._clock.monotonic())
+        if self._kept:
+            self._timer = asyncio.get_running_loop().call_later(KEPT_SECONDS, self._later)
 
     def take(self, message_id: str) -> bytes | None:
         """Return a message as the store has it, None where it is not here (any more)."""

@@ -111,13 +111,16 @@ class Transmitter:
         self._results = results
         self._hosts: dict[tuple[str, Route], tuple[float, tuple[Exchanger, ...]]] = {}
 
-    async def send(self, group: Group, letter: Letter, *, begin: Begin) -> Outcomes:
+    async def send(
+        self, group: Group, letter: Letter, *, begin: Begin, into: Outcomes | None = None
+    ) -> Outcomes:
         """Return an outcome for each delivery of a group, by id.
 
-        begin is awaited with those that are about to get content; what it raises ends the attempt.
+        begin is awaited with those that are about to get content; what it raises ends the attempt. into:
+        where outcomes go as they come, so that those of earlier transactions outlive what is raised.
         """
         started = self._clock.monotonic()
-        found: Outcomes = {}
+        found: Outcomes = {} if into is None else into
         pending = list(group.deliveries)
         try:
             while pending:
@@ -126,10 +129,10 @@ class Transmitter:
                     limit = 1
                 answers = await self._transact(group, letter, pending[:limit], begin)
                 seconds = self._clock.monotonic() - started
-                found |= _read(answers, round(seconds * 1_000_000))
+                found.update(_read(answers, round(seconds * 1_000_000)))
                 pending = [*_again(answers), *pending[len(answers) :]]
         except Unroutable as failure:
-            found |= {one.id: failure.outcome for one in pending}
+            found.update({one.id: failure.outcome for one in pending})
         return found
 
     async def _transact(

@@ -146,11 +146,19 @@ class Backlog:
         seen: set[str] = set()
         for priority in sorted(priorities, reverse=True):
             for domain in priorities[priority]:
+                if self._rests(organization_id, domain):
+                    continue
                 room = 0 if domain in seen else self._room(domain) - taken.get(domain, 0)
                 if room > 0:
                     # One priority of a domain at a time: what comes back says whether its lane is drained.
                     seen.add(domain)
                     yield Pick(organization_id, domain, priority, room)
+
+    def _rests(self, organization_id: str, domain: str) -> bool:
+        wait = self._pace.rests_for(organization_id, domain, self._monotonic())
+        if wait:
+            self.next_room_in = wait if self.next_room_in is None else min(wait, self.next_room_in)
+        return wait > 0
 
     def _room(self, domain: str) -> int:
         known = self._destinations.get(domain)

@@ -51,24 +51,27 @@ class Carrier:
         self._fresh = fresh
         self._begun: dict[str, Delivery] = {}
 
-    async def carry(self, group: Group) -> Outcomes:
-        """Return an outcome for each delivery of a group; raises LeaseLost."""
+    async def carry(self, group: Group, into: Outcomes | None = None) -> Outcomes:
+        """Return an outcome for each delivery of a group; raises LeaseLost and Resting.
+
+        into: where outcomes go as they come: what is raised concerns those that have none there.
+        """
         path = self._threads.store.message_path(group.message_id)
-        found: Outcomes = {}
+        found: Outcomes = {} if into is None else into
         try:
             letter = self._at_hand(group.message_id, path)
             if letter is None:
                 letter = await self._threads.run(read_letter, path)
             while going := tuple(one for one in group.deliveries if one.id not in found):
                 try:
-                    found |= await self._by_hop(group, going, letter)
+                    found.update(await self._by_hop(group, going, letter, found))
                 except Suppressed as stop:
                     # Its connection is gone; the others go again, in a transaction of their own.
-                    found |= {key: suppressed(cause) for key, cause in stop.causes.items()}
+                    found.update({key: suppressed(cause) for key, cause in stop.causes.items()})
         except (OSError, StorageError) as error:
             reason = f"this server cannot read or keep the message now: {type(error).__name__}"
             broken = outcome.deferred("policy", reason, enhanced="4.3.0")
-            return {one.id: found.get(one.id, broken) for one in group.deliveries}
+            found.update({one.id: broken for one in group.deliveries if one.id not in found})
         return found
 
     def _at_hand(self, message_id: str, path: Path) -> Letter | None:
@@ -80,7 +83,9 @@ class Carrier:
         found = [self._begun.pop(one.id, None) for one in group.deliveries]
         return [one for one in found if one is not None]
 
-    async def _by_hop(self, group: Group, going: tuple[Delivery, ...], letter: Letter) -> Outcomes:
+    async def _by_hop(
+        self, group: Group, going: tuple[Delivery, ...], letter: Letter, found: Outcomes
+    ) -> Outcomes:
         hop = group.hop
         if isinstance(hop, Home):
             return {one.id: await self._homeward.deliver(one, letter) for one in going}
@@ -98,7 +103,8 @@ class Carrier:
         if letter.bare_ends:
             text = "the message has a CR or LF that stands alone, which no server may send"
             return {one.id: outcome.bounced("policy", 554, "5.6.0", text) for one in going}
-        return await self._transmitter.send(_replaced(group, going), letter, begin=self._begin)
+        part = _replaced(group, going)
+        return await self._transmitter.send(part, letter, begin=self._begin, into=found)
 
     async def _begin(self, deliveries: Sequence[Delivery]) -> None:
         await self._ledger.begin(deliveries)

@@ -89,6 +89,22 @@ class Pace:
         self._buckets: dict[str, Bucket] = {}
         self._provider_of: OrderedDict[str, str] = OrderedDict()
         self._providers: OrderedDict[str, Provider] = OrderedDict()
+        self._resting: OrderedDict[tuple[str, str], float] = OrderedDict()
+
+    def rest(self, organization_id: str, domain: str, until: float) -> None:
+        """Let nothing of an organization go to a domain for a while."""
+        self._resting[organization_id, domain] = until
+        if len(self._resting) > DOMAINS_LIMIT:
+            self._resting.popitem(last=False)
+
+    def rests_for(self, organization_id: str, domain: str, now: float) -> float:
+        """Return the seconds for which nothing goes, 0 where it may."""
+        if not self._resting:
+            return 0.0
+        until = self._resting.get((organization_id, domain), 0.0)
+        if 0.0 < until <= now:
+            del self._resting[organization_id, domain]
+        return max(0.0, until - now)
 
     def learn(self, domain: str, host: str) -> None:
         """Note which host answered for a domain."""

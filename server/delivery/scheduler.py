@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from server.delivery.attempt import Group, Transmitter
+from server.delivery.attempt import Group, Outcomes, Transmitter
 from server.delivery.backlog import Backlog, Turn
 from server.delivery.backoff import next_attempt
 from server.delivery.carrier import Carrier, suppressed
@@ -369,23 +369,27 @@ class Scheduler:
 
     async def _attempt(self, turn: Turn) -> None:
         group = turn.group
+        outcomes: Outcomes = {}
         try:
-            outcomes = await self._carrier.carry(group)
-            self._adapt(turn, outcomes)
-            await self._settle_group(group, outcomes)
+            await self._carrier.carry(group, outcomes)
         except LeaseLost:
             log.warning("lease lost before sending", message=group.message_id)
             # Those that are still ours are due again at once; the lost ones are fenced off.
-            await self._give_back(group.deliveries)
+            await self._give_back(self._rest(group, outcomes))
         except Resting as rest:
-            await self._put_off(group.deliveries, rest)
+            await self._put_off(self._rest(group, outcomes), rest)
         except asyncio.CancelledError:
-            await self._interrupted(group)
+            await self._interrupted(group, self._rest(group, outcomes))
             raise
         except Exception:
             log.exception("attempt failed", message=group.message_id)
             broken = Outcome(DeliveryState.DEFERRED, text="an error in this server", phase="policy")
-            self._settle(group.deliveries, {one.id: broken for one in group.deliveries})
+            rest_of_them = self._rest(group, outcomes)
+            self._settle(rest_of_them, {one.id: broken for one in rest_of_them})
+        else:
+            # Not above: what is settled here is not settled once more by what goes wrong meanwhile.
+            self._adapt(turn, outcomes)
+            await self._settle_group(group, outcomes)
         finally:
             self._carrier.begun(group)
             self._backlog.ended(turn)
@@ -393,24 +397,37 @@ class Scheduler:
             if not self._stopping and self._backlog.lanes:
                 self._wake.set()
 
+    def _rest(self, group: Group, outcomes: Outcomes) -> list[Delivery]:
+        """Settle what an attempt that was cut short had come to; returns those of whom it says nothing."""
+        told = [one for one in group.deliveries if one.id in outcomes]
+        self._settle(told, outcomes)
+        return [one for one in group.deliveries if one.id not in outcomes]
+
     def _adapt(self, turn: Turn, outcomes: Mapping[str, Outcome]) -> None:
         turn.adapt(is_slowed=all(slows_down(one) for one in outcomes.values()))
         if turn.group.hop == BY_MX:
             self._pace.learn(turn.group.domain, next((one.host for one in outcomes.values()), ""))
 
-    async def _settle_group(self, group: Group, outcomes: Mapping[str, Outcome]) -> None:
+    async def _settle_group(self, group: Group, outcomes: Outcomes) -> None:
         """Settle an attempt; what our reputation stopped goes by the relay lane, where there is one."""
-        refusal = None
+        stopped: list[Delivery] = []
         if self._routes.lane is not None and group.hop == BY_MX:
-            refusal = next((one for one in outcomes.values() if blames_us(one)), None)
-        if refusal is None:
-            self._settle(group.deliveries, outcomes)
+            stopped = [one for one in group.deliveries if blames_us(outcomes[one.id])]
+        others = [one for one in group.deliveries if one not in stopped]
+        self._settle(others, outcomes)
+        if not stopped:
             return
-        await self.keeper.divert(
-            scope=Scope.DOMAIN, subject=group.domain, reason=refusal.text, seconds=self._lane_seconds
-        )
-        stopped = [one for one in group.deliveries if blames_us(outcomes[one.id])]
-        self._settle([one for one in group.deliveries if one not in stopped], outcomes)
+        reason = outcomes[stopped[0].id].text
+        try:
+            await self.keeper.divert(
+                scope=Scope.DOMAIN, subject=group.domain, reason=reason, seconds=self._lane_seconds
+            )
+        except (StorageError, asyncio.CancelledError) as error:
+            log.error("not sent by the relay lane", domain=group.domain, problem=str(error))
+            self._settle(stopped, outcomes)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            return
         diverted = [self._diverted(one, outcomes[one.id]) for one in stopped]
         for settlement in diverted:
             self._count(settlement)
@@ -488,12 +505,12 @@ class Scheduler:
             except StorageError as error:
                 log.error("leases not renewed", count=len(held), problem=str(error))
 
-    async def _interrupted(self, group: Group) -> None:
+    async def _interrupted(self, group: Group, deliveries: Sequence[Delivery]) -> None:
         """Give back a cancelled attempt's leases, or say that what was being sent is in doubt."""
-        begun = self._carrier.begun(group)
+        begun = [one for one in self._carrier.begun(group) if one in deliveries]
         doubtful = Outcome(DeliveryState.DEFERRED, text=queue.IN_DOUBT, phase="final")
         self._ledger.settle([self._doubted(one, doubtful, due=self._clock.now()) for one in begun])
-        await asyncio.shield(self._give_back([one for one in group.deliveries if one not in begun]))
+        await asyncio.shield(self._give_back([one for one in deliveries if one not in begun]))
 
     async def _give_back(self, deliveries: Sequence[Delivery]) -> None:
         if not deliveries:
@@ -508,6 +525,10 @@ class Scheduler:
         """Give deliveries back for later, without a try counted: nothing is wrong with them."""
         now = self._clock.now()
         due = now + round(rest.seconds * SECOND)
+        for one in deliveries:
+            # So that what waits behind them is not leased only to be put off too.
+            until = self._clock.monotonic() + rest.seconds
+            self._pace.rest(one.organization_id, one.domain, until)
         log.info("put off", count=len(deliveries), reason=str(rest), seconds=rest.seconds)
         await self._give_back([replace(one, next_attempt_at=due) for one in deliveries])
         try:

@@ -254,6 +254,35 @@ def test_a_drop_before_the_final_dot_is_in_no_doubt(make_world: MakeWorld) -> No
     run(test())
 
 
+def test_a_recipient_suppressed_meanwhile_makes_nobody_else_get_it_twice(make_world: MakeWorld) -> None:
+    one = script("C MAIL", "S 250 ok", "C RCPT", "S 250 ok", "C DATA", "S 354 go", "BODY", "S 250 ok")
+    begun = script("C MAIL", "S 250 ok", "C RCPT", "S 250 ok", "C DATA", "S 354 go", "WAIT")
+    greeting = script("S 220 mx.peer.test", "C EHLO", "S 250-mx.peer.test", "S 250 LIMITS RCPTMAX=1")
+
+    async def test() -> None:
+        first, last = script(greeting, one, begun), script(greeting, one, one)
+        async with Scripted(first, last) as server:
+            world = make_world(**routed(server))
+            for number in range(3):
+                world.queue(f"dlv_{number}", message_id="msg_1", recipient=f"r{number}@peer.test")
+            async with world.running() as scheduler:
+                begin, calls = scheduler._ledger.begin, []
+
+                async def suppressing(deliveries: Any) -> None:
+                    calls.append([one.id for one in deliveries])
+                    if len(calls) == 2:
+                        raise Suppressed({one.id: "manual" for one in deliveries})
+                    await begin(deliveries)
+
+                scheduler._ledger.begin = suppressing  # type: ignore[method-assign]
+                while sorted(world.states().values()) != ["delivered", "delivered", "suppressed"]:
+                    await asyncio.sleep(0.01)
+            assert len(server.bodies) == 2
+            assert len({line for line in server.lines if line.startswith("RCPT")}) == 3
+
+    run(test())
+
+
 def test_a_dead_destination_delays_no_other(make_world: MakeWorld) -> None:
     async def test() -> None:
         async with Scripted("WAIT") as tarpit, Scripted(script(HELLO, TAKE * 40)) as healthy:
