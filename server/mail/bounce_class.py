@@ -349,7 +349,11 @@ def classify(code: int, enhanced: str, text: str, *, phase: str = "") -> Judged:
     if kind in (BounceClass.HARD, BounceClass.UNKNOWN) and phase in ("mail", "connect", "ehlo", "tls"):
         # Nobody has named the recipient yet: what is not known there is our sender or our host.
         kind = BounceClass.BLOCK
-    return Judged(kind, _BLAME[kind], enhanced)
+    blame = _BLAME[kind]
+    if kind is BounceClass.SOFT and subject.startswith(("1.", "2.")):
+        # RFC 3463 3.2, 3.3: of the address or its mailbox, and of nobody's server or network.
+        blame = Blame.RECIPIENT
+    return Judged(kind, blame, enhanced)
 
 
 def _by_words(words: str, subject: str) -> BounceClass | None:

@@ -11,6 +11,7 @@ import pytest
 from server.mail.tls_report import pack, write_report
 from tests.fuzz import (
     targets_auth,
+    targets_bounces,
     targets_doors,
     targets_imap,
     targets_journal,
@@ -290,6 +291,18 @@ TARGETS: dict[str, tuple[Target, list[bytes], list[bytes]]] = {
             SIGNED,
         ],
         [*MAIL_WORDS, b"Content-Transfer-Encoding: binary\r\n", b"multipart/signed"],
+    ),
+    "bounce": (
+        targets_bounces.check_bounce,
+        [
+            REPORT,
+            b"From: MAILER-DAEMON@a.test\r\nSubject: failure notice\r\n\r\n"
+            b"<b@c.test>:\r\n550 5.1.1 unknown\r\n"
+            b"--- Below this line is a copy\r\nFrom: a@b.test\r\nTo: b@c.test\r\n",
+            b"X-Failed-Recipients: b@c.test\r\nSubject: Returned mail\r\n\r\n"
+            b">>> RCPT To:<b@c.test>\r\n<<< 452 full\r\n",
+        ],
+        MAIL_WORDS,
     ),
     "imap": (
         targets_imap.check_grammar,
