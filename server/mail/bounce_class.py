@@ -325,6 +325,8 @@ _EARLY = re.compile(
     r"my name was rejected|sender was rejected|\[mail_from\]"
 )
 _NAMES = re.compile(r"<?[^\s<>@]{1,128}@[^\s<>@]{1,255}>?|https?://\S{1,500}|<[^<>\s]{1,255}>")
+# RFC 3463 3.2, 3.3: the address or its mailbox, each with a detail: X.1.0 and X.2.0 say nothing.
+_OF_RECIPIENT = re.compile(r"1\.[1-6]$|2\.[1-4]$")
 _ENHANCED = re.compile(r"[245]\.([0-9]{1,3}\.[0-9]{1,3})")
 
 
@@ -350,8 +352,7 @@ def classify(code: int, enhanced: str, text: str, *, phase: str = "") -> Judged:
         # Nobody has named the recipient yet: what is not known there is our sender or our host.
         kind = BounceClass.BLOCK
     blame = _BLAME[kind]
-    if kind is BounceClass.SOFT and subject.startswith(("1.", "2.")):
-        # RFC 3463 3.2, 3.3: of the address or its mailbox, and of nobody's server or network.
+    if kind is BounceClass.SOFT and _OF_RECIPIENT.match(subject):
         blame = Blame.RECIPIENT
     return Judged(kind, blame, enhanced)
 

@@ -185,7 +185,8 @@ def test_a_plain_second_server_gets_mail_too(daemon: Daemon, template, tmp_path)
 
 def test_a_permanent_failure_comes_back_as_a_notice(daemon: Daemon, inbox: Inbox) -> None:
     made = message("To nobody", From=inbox.address, Message_ID="<to-nobody@agents.test>")
-    identifier = submit(daemon, inbox, made, "reject-me@partner.test")
+    nobody = f"reject-{inbox.id}@partner.test"
+    identifier = submit(daemon, inbox, made, nobody)
     notice = until(
         lambda: next(
             (one for one in daemon.messages(inbox) if one.get_content_type() == "multipart/report"), None
@@ -196,29 +197,30 @@ def test_a_permanent_failure_comes_back_as_a_notice(daemon: Daemon, inbox: Inbox
     assert notice.get_param("report-type") == "delivery-status"
     assert notice["Auto-Submitted"] and notice["To"] == inbox.address
     text, status, returned = notice.iter_parts()
-    assert "reject-me@partner.test" in text.get_content()
+    assert nobody in text.get_content()
     fields = [dict(part.items()) for part in status.get_payload()]
     assert fields[0]["Reporting-MTA"] == f"dns; {HOSTNAME}"
-    assert fields[1]["Final-Recipient"].replace(" ", "") == "rfc822;reject-me@partner.test"
+    assert fields[1]["Final-Recipient"].replace(" ", "") == f"rfc822;{nobody}"
     assert (fields[1]["Action"], fields[1]["Status"]) == ("failed", "5.1.1")
     assert "nobody of that name lives here" in fields[1]["Diagnostic-Code"]
     assert b"<to-nobody@agents.test>" in returned.as_bytes()
     until(lambda: "notified" in daemon.kinds(identifier), "the timeline does not show the notice")
-    assert daemon.kinds(identifier) == ["accepted", "bounced", "notified"]
+    assert daemon.kinds(identifier) == ["accepted", "bounced", "suppression.added", "notified"]
 
 
 def test_the_null_reverse_path_is_never_answered(daemon: Daemon, inbox: Inbox) -> None:
     with daemon.submission(inbox) as client:
         client.mail("")
-        client.rcpt("reject-null@partner.test")
+        client.rcpt(f"reject-null-{inbox.id}@partner.test")
         reply = client.data(wire(message("A bounce", From=inbox.address)))
         assert reply[0] == 250
         witness = queued_id(reply)
     daemon.settled(witness)
     # The notice of a later failure shows that the one before it was passed over.
-    later = submit(daemon, inbox, message("Later", From=inbox.address), "reject-me@partner.test")
+    nobody = f"reject-{inbox.id}@partner.test"
+    later = submit(daemon, inbox, message("Later", From=inbox.address), nobody)
     until(lambda: "notified" in daemon.kinds(later), "no notice")
-    assert daemon.kinds(witness) == ["accepted", "bounced"]
+    assert daemon.kinds(witness) == ["accepted", "bounced", "suppression.added"]
     until(lambda: len(daemon.messages(inbox)) == 1, "one notice, for one failure")
 
 

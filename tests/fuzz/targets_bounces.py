@@ -27,12 +27,8 @@ def check_bounce(data: bytes) -> None:
     if found is not None:
         _check_found(found)
     text = data.decode("utf-8", "replace")
-    for code, enhanced, phase in (
-        (550, "", "rcpt"),
-        (0, "5.1.1", ""),
-        (452, "4.2.2", "mail"),
-        (999, "x", "?"),
-    ):
+    asked = ((550, "", "rcpt"), (0, "5.1.1", ""), (452, "4.2.2", "mail"), (999, "x", "?"))
+    for code, enhanced, phase in asked:
         judged = classify(code, enhanced, text, phase=phase)
         assert judged.blame in _BLAMED[judged.bounce_class]
     assert TOKENS.delivery(text, now=0) is None

@@ -292,18 +292,6 @@ TARGETS: dict[str, tuple[Target, list[bytes], list[bytes]]] = {
         ],
         [*MAIL_WORDS, b"Content-Transfer-Encoding: binary\r\n", b"multipart/signed"],
     ),
-    "bounce": (
-        targets_bounces.check_bounce,
-        [
-            REPORT,
-            b"From: MAILER-DAEMON@a.test\r\nSubject: failure notice\r\n\r\n"
-            b"<b@c.test>:\r\n550 5.1.1 unknown\r\n"
-            b"--- Below this line is a copy\r\nFrom: a@b.test\r\nTo: b@c.test\r\n",
-            b"X-Failed-Recipients: b@c.test\r\nSubject: Returned mail\r\n\r\n"
-            b">>> RCPT To:<b@c.test>\r\n<<< 452 full\r\n",
-        ],
-        MAIL_WORDS,
-    ),
     "imap": (
         targets_imap.check_grammar,
         [
@@ -349,6 +337,17 @@ TARGETS: dict[str, tuple[Target, list[bytes], list[bytes]]] = {
         XML_WORDS,
     ),
     "reports": (targets_auth.check_reports, [REPORT, MESSAGE], MAIL_WORDS),
+    "bounce": (
+        targets_bounces.check_bounce,
+        [
+            b"From: MAILER-DAEMON@x.test\r\nSubject: Undelivered Mail Returned to Sender\r\nContent-Type: "
+            b"multipart/report; report-type=delivery-status; boundary=b\r\n\r\n--b\r\n\r\nno\r\n--b\r\n"
+            b"Content-Type: message/delivery-status\r\n\r\nReporting-MTA: dns; x.test\r\n\r\n"
+            b"Final-Recipient: rfc822; a@b.test\r\nAction: failed\r\nStatus: 5.1.1\r\n\r\n--b--\r\n",
+            b"From: postmaster@x.test\r\nSubject: failure notice\r\n\r\n<a@b.test>:\r\n550 no such user\r\n",
+        ],
+        MAIL_WORDS,
+    ),
     "sts-policy": (
         targets_transport.check_policy,
         [
