@@ -243,8 +243,9 @@ def _by_words(header: Header, parts: list[Part], message: bytes, returned: Retur
     found = bounce_text.read(header, parts, message, returned)
     if found is None:
         return None
-    failures = []
+    failures: dict[str, Failure] = {}
     for recipient, about in list(found.about.items())[:MAX_RECIPIENTS]:
+        name = storable(recipient)
         code, enhanced = _codes(about)
         if found.is_delay and not enhanced:
             enhanced = "4.0.0"
@@ -255,17 +256,16 @@ def _by_words(header: Header, parts: list[Part], message: bytes, returned: Retur
             judged = again if again.bounce_class is not BounceClass.UNKNOWN else judged
             code, enhanced = code or whole_code, enhanced or whole_enhanced
         action = "delayed" if found.is_delay else "failed"
-        failures.append(
-            Failure(
-                storable(recipient),
-                action,
-                replace(judged, enhanced=enhanced),
-                code=code,
-                enhanced=enhanced,
-                diagnostic=" ".join(about.split())[:MAX_DIAGNOSTIC_CHARACTERS],
-            )
+        failure = Failure(
+            name,
+            action,
+            replace(judged, enhanced=enhanced),
+            code=code,
+            enhanced=enhanced,
+            diagnostic=" ".join(about.split())[:MAX_DIAGNOSTIC_CHARACTERS],
         )
-    return Bounce("text", tuple(failures), returned or found.returned)
+        failures.setdefault(name.lower(), failure)
+    return Bounce("text", tuple(failures.values()), returned or found.returned)
 
 
 # Fields.

@@ -163,6 +163,12 @@ def test_the_header_may_name_who_failed() -> None:
     assert [one.recipient for one in found.failures] == ["a@peer.test", "b@peer.test"]
 
 
+def test_one_recipient_in_two_spellings_is_one() -> None:
+    found = read_bounce(text_notice("No words.", X_Failed_Recipients="a@peer.test, A@PEER.test"))
+    assert found is not None
+    assert [one.recipient for one in found.failures] == ["a@peer.test"]
+
+
 def report(*groups: str, told: str = "It failed.", kind: str = "delivery-status") -> bytes:
     status = "\n\n".join(["Reporting-MTA: dns; mx.test", *groups])
     body = f"""
