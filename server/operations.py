@@ -25,7 +25,18 @@ from server.sender_auth.keys import ALGORITHMS, make_key, selector_of
 from server.sender_auth.rotation import USUAL, Pace
 from server.suppression_operations import SUPPRESSION_OPERATIONS
 from server.transport import publishing
-from storage import accounts, dkim, dmarc, events, grants, queue_view, reconcile, tls_policies, tls_reports
+from storage import (
+    accounts,
+    dkim,
+    dmarc,
+    events,
+    grants,
+    queue_view,
+    reconcile,
+    report_tables,
+    tls_policies,
+    tls_reports,
+)
 from storage.errors import Conflict, Full, Missing
 from storage.records import Domain, Event, Grant, Mailbox, Organization
 
@@ -148,7 +159,7 @@ def domain_dns(context: Context, *, name: str) -> dict[str, Any]:
 def domain_dmarc(context: Context, *, name: str, days: int = 30, limit: int = 50) -> dict[str, Any]:
     """Return what others reported about a domain: who sent in its name, and the newest reports."""
     domain = _domain_name(name)
-    since = context.clock.now() - days * dmarc.DAY
+    since = context.clock.now() - days * report_tables.DAY
 
     def unit(connection: Connection) -> dict[str, Any]:
         found = accounts.find_domain(connection, name=domain)
@@ -171,7 +182,7 @@ def domain_dmarc(context: Context, *, name: str, days: int = 30, limit: int = 50
 def domain_tls(context: Context, *, name: str, days: int = 30, limit: int = 50) -> dict[str, Any]:
     """Return what others reported about TLS with a domain: results, and the newest reports."""
     domain = _domain_name(name)
-    since = context.clock.now() - days * tls_reports.DAY
+    since = context.clock.now() - days * report_tables.DAY
 
     def unit(connection: Connection) -> dict[str, Any]:
         found = accounts.find_domain(connection, name=domain)

@@ -9,27 +9,30 @@ every question after them names it. Parses nothing and sends nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, func, select
 
-from storage import events, ids, schema, schema_dmarc
+from storage import ids, schema, schema_dmarc
 from storage.records import Event
 from storage.rendition import clean
+from storage.report_tables import MAX_REPORT_ROWS, ReportTables
 from storage.selection import insert_rows, run
 
-SECOND = 1_000_000
-DAY = 86_400 * SECOND
-MAX_DOMAINS = 20_000  # of one period
-MAX_ROWS = 5000  # of one domain in a period
-KEPT = 7 * DAY  # counts, from the end of their period, however the sending went
-SENT_KEPT = 90 * DAY
-MAX_REPORTS = 5000  # of one organization's domain
-MAX_REPORT_ROWS = 2000  # of one report that are kept, those with most messages
-PRUNE_ROWS = 500
 CURSOR = "dmarc-reports"
+MAX_ROWS = 5000  # of one domain in a period
+TABLES = ReportTables(
+    periods=schema_dmarc.dmarc_periods,
+    counts=schema_dmarc.dmarc_counts,
+    sent=schema_dmarc.dmarc_sent,
+    reports=schema_dmarc.dmarc_reports,
+    rows=schema_dmarc.dmarc_report_rows,
+    max_rows=MAX_ROWS,
+)
+sent_to, note_sent = TABLES.sent_to, TABLES.note_sent
+postpone, finish, prune = TABLES.postpone, TABLES.finish, TABLES.prune
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,113 +105,41 @@ class Report:
 
 def add(connection: Connection, counted: Sequence[Counted]) -> int:
     """Add messages to their rows; returns how many were left out, their period having too many domains."""
-    left_out = 0
-    open_periods: set[tuple[int, str]] = set()
-    for one in sorted(counted, key=lambda c: (c.begin_at, c.domain, c.digest)):
-        period = one.begin_at, one.domain
-        if period not in open_periods:
-            if not _open(connection, one):
-                left_out += one.count
-                continue
-            open_periods.add(period)
-        _count(connection, one)
-    return left_out
+    return TABLES.add(connection, counted, begin=_begin, put=_put)
 
 
-def _open(connection: Connection, one: Counted) -> bool:
-    """Make a domain's row of a period, or renew the policy in it; False where there are too many."""
-    table = schema_dmarc.dmarc_periods
-    known = select(table.c.rows).where(table.c.begin_at == one.begin_at, table.c.domain == one.domain)
-    if connection.execute(known).first() is None:
-        total = select(func.count()).select_from(table).where(table.c.begin_at == one.begin_at)
-        if connection.execute(total).scalar_one() >= MAX_DOMAINS:
-            return False
+def _begin(connection: Connection, one: Counted) -> None:
+    """Make a domain's row of a period, or renew the policy in it."""
     run(
         connection,
         "INSERT INTO dmarc_periods (begin_at, domain, end_at, policy, rows, omitted, due_at) "
         "VALUES (?, ?, ?, ?, 0, 0, ?) ON CONFLICT (begin_at, domain) DO UPDATE SET policy = excluded.policy",
         (one.begin_at, one.domain, one.end_at, one.policy, one.due_at),
     )
-    return True
 
 
-def _count(connection: Connection, one: Counted) -> None:
-    key = (one.begin_at, one.domain, one.digest)
-    text = "UPDATE dmarc_counts SET count = count + ? WHERE begin_at = ? AND domain = ? AND digest = ?"
-    if run(connection, text, (one.count, *key)).rowcount:
-        return
-    text = "UPDATE dmarc_periods SET rows = rows + 1 WHERE begin_at = ? AND domain = ? AND rows < ?"
-    if not run(connection, text, (one.begin_at, one.domain, MAX_ROWS)).rowcount:
-        text = "UPDATE dmarc_periods SET omitted = omitted + ? WHERE begin_at = ? AND domain = ?"
-        run(connection, text, (one.count, one.begin_at, one.domain))
-        return
+def _put(connection: Connection, one: Counted) -> None:
     run(
         connection,
         "INSERT INTO dmarc_counts (begin_at, domain, digest, source_ip, facts, count) "
         "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (begin_at, domain, digest) "
         "DO UPDATE SET count = dmarc_counts.count + excluded.count",
-        (*key, one.source_ip, one.facts, one.count),
+        (one.begin_at, one.domain, one.digest, one.source_ip, one.facts, one.count),
     )
 
 
 def due(connection: Connection, *, at: int, limit: int) -> list[Period]:
     """Return periods whose reports are due, the longest due first."""
-    table = schema_dmarc.dmarc_periods
-    query = select(table).where(table.c.due_at <= at).order_by(table.c.due_at).limit(limit)
     return [
         Period(row.begin_at, row.end_at, row.domain, json.loads(row.policy), row.omitted)
-        for row in connection.execute(query)
+        for row in TABLES.due(connection, at=at, limit=limit)
     ]
 
 
 def counts(connection: Connection, *, begin_at: int, domain: str) -> list[tuple[str, dict[str, Any], int]]:
     """Return a period's rows: source address, facts, messages; those with most messages first."""
-    table = schema_dmarc.dmarc_counts
-    query = select(table).where(table.c.begin_at == begin_at, table.c.domain == domain)
-    ordered = query.order_by(table.c.count.desc(), table.c.digest).limit(MAX_ROWS)
-    return [
-        (row.source_ip, json.loads(row.facts), row._mapping["count"]) for row in connection.execute(ordered)
-    ]
-
-
-def sent_to(connection: Connection, *, begin_at: int, domain: str) -> set[str]:
-    """Return the destinations that a period's report went to, or will never go to."""
-    table = schema_dmarc.dmarc_sent
-    query = select(table.c.destination).where(table.c.begin_at == begin_at, table.c.domain == domain)
-    return set(connection.execute(query).scalars())
-
-
-def note_sent(
-    connection: Connection,
-    *,
-    begin_at: int,
-    domain: str,
-    destination: str,
-    state: str,
-    event: Event,
-) -> None:
-    """Write down how it ended for a destination, with the event that says so."""
-    made = run(
-        connection,
-        "INSERT INTO dmarc_sent (begin_at, domain, destination, state, at) VALUES (?, ?, ?, ?, ?) "
-        "ON CONFLICT (begin_at, domain, destination) DO NOTHING",
-        (begin_at, domain, destination, state, event.at),
-    )
-    if made.rowcount:
-        events.append(connection, [event])
-
-
-def postpone(connection: Connection, *, begin_at: int, domain: str, due_at: int) -> None:
-    """Look at a period again later."""
-    text = "UPDATE dmarc_periods SET due_at = ? WHERE begin_at = ? AND domain = ?"
-    run(connection, text, (due_at, begin_at, domain))
-
-
-def finish(connection: Connection, *, begin_at: int, domain: str) -> None:
-    """Forget what was counted for a domain in a period."""
-    for table in ("dmarc_counts", "dmarc_periods"):
-        text = f"DELETE FROM {table} WHERE begin_at = ? AND domain = ?"  # noqa: S608 - names of our own schema
-        run(connection, text, (begin_at, domain))
+    found = TABLES.counted(connection, begin_at=begin_at, domain=domain)
+    return [(row.source_ip, json.loads(row.facts), row._mapping["count"]) for row in found]
 
 
 def received(connection: Connection, *, after: int, local_parts: Iterable[str], limit: int) -> list[Event]:
@@ -267,21 +198,8 @@ def keep(connection: Connection, report: Report) -> bool:
             for position, row in enumerate(chosen)
         ],
     )  # fmt: skip
-    _limit(connection, report.organization_id, report.domain)
+    TABLES.limit(connection, organization_id=report.organization_id, domain=report.domain)
     return True
-
-
-def _limit(connection: Connection, organization_id: str, domain: str) -> None:
-    table = schema_dmarc.dmarc_reports
-    query = select(table.c.id).where(table.c.organization_id == organization_id, table.c.domain == domain)
-    old = query.order_by(table.c.received_at.desc(), table.c.id.desc()).offset(MAX_REPORTS).limit(PRUNE_ROWS)
-    _delete(connection, connection.execute(old).scalars().all())
-
-
-def _delete(connection: Connection, report_ids: Collection[str]) -> None:
-    for one in report_ids:
-        run(connection, "DELETE FROM dmarc_report_rows WHERE report_id = ?", (one,))
-        run(connection, "DELETE FROM dmarc_reports WHERE id = ?", (one,))
 
 
 def reports(
@@ -294,16 +212,10 @@ def reports(
     with_rows: int = 0,
 ) -> list[Report]:
     """Return a tenant's reports, the newest first, below an id; with_rows: how many rows of each."""
-    table = schema_dmarc.dmarc_reports
-    query = select(table).where(table.c.organization_id == organization_id)
-    if domain is not None:
-        query = query.where(table.c.domain == domain)
-    if before:
-        query = query.where(table.c.id < before)
-    return [
-        _report(row, _rows(connection, row.id, with_rows) if with_rows else ())
-        for row in connection.execute(query.order_by(table.c.id.desc()).limit(limit)).all()
-    ]
+    found = TABLES.page(
+        connection, organization_id=organization_id, domain=domain, before=before, limit=limit
+    )
+    return [_report(row, _rows(connection, row.id, with_rows) if with_rows else ()) for row in found]
 
 
 def newest(connection: Connection, *, limit: int, with_rows: int) -> list[Report]:
@@ -363,20 +275,3 @@ def _report(row: Any, rows: tuple[ReportRow, ...]) -> Report:
 def new_id() -> str:
     """Return a fresh report's id."""
     return ids.new("dmr")
-
-
-def prune(connection: Connection, *, at: int, reports_kept: int) -> bool:
-    """Take away what is too old, PRUNE_ROWS of a kind at most; whether there may be more."""
-    periods, sent, table = schema_dmarc.dmarc_periods, schema_dmarc.dmarc_sent, schema_dmarc.dmarc_reports
-    old = select(periods.c.begin_at, periods.c.domain).where(periods.c.end_at < at - KEPT)
-    gone = connection.execute(old.limit(PRUNE_ROWS)).all()
-    for row in gone:
-        finish(connection, begin_at=row.begin_at, domain=row.domain)
-    told = select(sent).where(sent.c.at < at - SENT_KEPT).limit(PRUNE_ROWS)
-    for row in connection.execute(told).all():
-        text = "DELETE FROM dmarc_sent WHERE begin_at = ? AND domain = ? AND destination = ?"
-        run(connection, text, (row.begin_at, row.domain, row.destination))
-    aged = select(table.c.id).where(table.c.received_at < at - reports_kept).limit(PRUNE_ROWS)
-    aged_ids = connection.execute(aged).scalars().all()
-    _delete(connection, aged_ids)
-    return PRUNE_ROWS in (len(gone), len(aged_ids))

@@ -32,6 +32,7 @@ EVENTS_LIMIT = 2000
 ANSWERS_LIMIT = 20_000  # of an organization's newest messages, those that are looked at for an answer
 DAY = 86_400_000_000
 WATCHED = 30 * DAY  # how long after a verdict evidence is looked for
+WATCHED_LIMIT = 200  # verdicts that it is looked for at one time, the latest
 ARRIVED = frozenset({"message.complained", "message.unsubscribed", "message.bounced_later"})
 DEADLINE = "it was in doubt whether it was sent, and nobody said so in time"
 _KINDS = {
@@ -64,6 +65,14 @@ class Evidence:
     kind: str
     id: str
     at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Contradiction:
+    """A verdict, as its row, and what shows that it was wrong."""
+
+    row: Row[Any]
+    evidence: Evidence
 
 
 class Contradicted(Conflict):
@@ -195,15 +204,28 @@ def expire(
     return tuple(row.id for row in rows), finished
 
 
-def correct(connection: Connection, *, at: int) -> int:
-    """Tell by an event of each verdict that evidence has come to contradict; returns how many."""
-    query = select(kept).where(kept.c.corrected == 0, kept.c.at > at - WATCHED)
-    wrong = [row for row in connection.execute(query.limit(LIMIT)) if row.verdict == Verdict.NOT_SENT.value]
-    found = [(row, evidence) for row in wrong if (evidence := find_evidence(connection, row)) is not None]
-    for row, _ in found:
-        connection.execute(update(kept).where(kept.c.delivery_id == row.delivery_id).values(corrected=1))
-    events.append(connection, [_correction(row, evidence, at) for row, evidence in found])
-    return len(found)
+def contradicted(connection: Connection, *, at: int) -> list[Contradiction]:
+    """Return the verdicts of the last WATCHED that evidence has come to contradict; for a reader."""
+    query = select(kept).where(
+        kept.c.corrected == 0, kept.c.at > at - WATCHED, kept.c.verdict == Verdict.NOT_SENT.value
+    )
+    rows = connection.execute(query.order_by(kept.c.at.desc()).limit(WATCHED_LIMIT)).all()
+    return [
+        Contradiction(row, evidence)
+        for row in rows
+        if (evidence := find_evidence(connection, row)) is not None
+    ]
+
+
+def correct(connection: Connection, found: Collection[Contradiction], *, at: int) -> int:
+    """Tell by an event of each verdict that turned out to be wrong, once; returns how many are new."""
+    new = []
+    for one in found:
+        query = update(kept).where(kept.c.delivery_id == one.row.delivery_id, kept.c.corrected == 0)
+        if connection.execute(query.values(corrected=1)).rowcount:
+            new.append(_correction(one.row, one.evidence, at))
+    events.append(connection, new)
+    return len(new)
 
 
 def watches(connection: Connection, *, at: int) -> bool:

@@ -452,8 +452,9 @@ def give_back(connection: Connection, *, held: Sequence[Delivery], at: int) -> N
         publish(connection, Notice("queue", "", min(item.next_attempt_at for item in held)))
 
 
-def tell_paced(connection: Connection, *, held: Sequence[Delivery], due: int, reason: str, at: int) -> None:
-    """Tell on the timelines of deliveries that were put off, and until when."""
+def put_off(connection: Connection, *, held: Sequence[Delivery], due: int, reason: str, at: int) -> None:
+    """Return leases whose attempt did not begin for a later time, and say why on the timelines."""
+    give_back(connection, held=[replace(one, next_attempt_at=due) for one in held], at=at)
     made = [
         _about(
             one,

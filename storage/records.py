@@ -492,10 +492,9 @@ class Mailbox:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """An address or pattern and what becomes of its mail.
+    """An address or pattern ('local@domain', '*@domain') and what becomes of its mail.
 
-    pattern: 'local@domain' or '*@domain'. kind: 'inbox', 'forward', 'drop', 'reject'.
-    target: mailbox id, forward address, or the refusal's text.
+    kind: 'inbox', 'forward', 'drop', 'reject'. target: mailbox id, forward address, the refusal's text.
     """
 
     id: str
@@ -591,13 +590,10 @@ class Suppression:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """A login or an organization that may send nothing until an operator lifts it.
-
-    subject: id of a credential, key or organization. rule: which one said so; text: what clients are told.
-    """
+    """A credential, key or organization (id: subject) that may send nothing until an operator lifts it."""
 
     subject: str
     organization_id: str
-    rule: str
-    text: str
+    rule: str  # which one said so
+    text: str  # what clients are told
     at: int

@@ -9,26 +9,28 @@ Parses nothing and sends nothing. RFC 8460 4.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, func, select
 
-from storage import events, ids, schema_tls
-from storage.records import Event
+from storage import ids, schema_tls
 from storage.rendition import clean
+from storage.report_tables import MAX_REPORT_ROWS, ReportTables
 from storage.selection import insert_rows, run
 
-SECOND = 1_000_000
-DAY = 86_400 * SECOND
-MAX_DOMAINS = 20_000  # of one day
-MAX_ROWS = 1000  # of one domain on a day
-KEPT = 7 * DAY  # counts, from the end of their day, however the sending went
-SENT_KEPT = 90 * DAY
-MAX_REPORTS = 5000  # of one organization's domain
-MAX_REPORT_ROWS = 2000  # of one report that are kept, those with most sessions
-PRUNE_ROWS = 500
+MAX_ROWS = 1000  # of one domain in a period
+TABLES = ReportTables(
+    periods=schema_tls.tls_periods,
+    counts=schema_tls.tls_counts,
+    sent=schema_tls.tls_sent,
+    reports=schema_tls.tls_reports,
+    rows=schema_tls.tls_report_rows,
+    max_rows=MAX_ROWS,
+)
+sent_to, note_sent = TABLES.sent_to, TABLES.note_sent
+postpone, finish, prune = TABLES.postpone, TABLES.finish, TABLES.prune
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,106 +93,42 @@ class Report:
 
 
 def add(connection: Connection, counted: Sequence[Counted]) -> int:
-    """Add sessions to their rows; returns how many were left out, their day having too many domains."""
-    left_out = 0
-    open_periods: set[tuple[int, str]] = set()
-    for one in sorted(counted, key=lambda c: (c.begin_at, c.domain, c.digest)):
-        period = one.begin_at, one.domain
-        if period not in open_periods:
-            if not _open(connection, one):
-                left_out += one.count
-                continue
-            open_periods.add(period)
-        _count(connection, one)
-    return left_out
+    """Add sessions to their rows; returns how many were left out, their period having too many domains."""
+    return TABLES.add(connection, counted, begin=_begin, put=_put)
 
 
-def _open(connection: Connection, one: Counted) -> bool:
-    """Make a domain's row of a day; False where there are too many."""
-    table = schema_tls.tls_periods
-    known = select(table.c.rows).where(table.c.begin_at == one.begin_at, table.c.domain == one.domain)
-    if connection.execute(known).first() is not None:
-        return True
-    total = select(func.count()).select_from(table).where(table.c.begin_at == one.begin_at)
-    if connection.execute(total).scalar_one() >= MAX_DOMAINS:
-        return False
+def _begin(connection: Connection, one: Counted) -> None:
+    """Make a domain's row of a day."""
     run(
         connection,
         "INSERT INTO tls_periods (begin_at, domain, end_at, rows, omitted, due_at) "
         "VALUES (?, ?, ?, 0, 0, ?) ON CONFLICT (begin_at, domain) DO NOTHING",
         (one.begin_at, one.domain, one.end_at, one.due_at),
     )
-    return True
 
 
-def _count(connection: Connection, one: Counted) -> None:
-    key = (one.begin_at, one.domain, one.digest)
-    text = "UPDATE tls_counts SET count = count + ? WHERE begin_at = ? AND domain = ? AND digest = ?"
-    if run(connection, text, (one.count, *key)).rowcount:
-        return
-    text = "UPDATE tls_periods SET rows = rows + 1 WHERE begin_at = ? AND domain = ? AND rows < ?"
-    if not run(connection, text, (one.begin_at, one.domain, MAX_ROWS)).rowcount:
-        text = "UPDATE tls_periods SET omitted = omitted + ? WHERE begin_at = ? AND domain = ?"
-        run(connection, text, (one.count, one.begin_at, one.domain))
-        return
+def _put(connection: Connection, one: Counted) -> None:
     run(
         connection,
         "INSERT INTO tls_counts (begin_at, domain, digest, policy, fault, count) VALUES (?, ?, ?, ?, ?, ?) "
         "ON CONFLICT (begin_at, domain, digest) DO UPDATE SET count = tls_counts.count + excluded.count",
-        (*key, one.policy, one.fault, one.count),
+        (one.begin_at, one.domain, one.digest, one.policy, one.fault, one.count),
     )
 
 
 def due(connection: Connection, *, at: int, limit: int) -> list[Period]:
     """Return days whose reports are due, the longest due first."""
-    table = schema_tls.tls_periods
-    query = select(table).where(table.c.due_at <= at).order_by(table.c.due_at).limit(limit)
-    return [Period(row.begin_at, row.end_at, row.domain, row.omitted) for row in connection.execute(query)]
+    found = TABLES.due(connection, at=at, limit=limit)
+    return [Period(row.begin_at, row.end_at, row.domain, row.omitted) for row in found]
 
 
 def counts(connection: Connection, *, begin_at: int, domain: str) -> list[tuple[Any, Any, int]]:
     """Return a day's rows: policy, fault (None without one), sessions; those with most sessions first."""
-    table = schema_tls.tls_counts
-    query = select(table).where(table.c.begin_at == begin_at, table.c.domain == domain)
-    ordered = query.order_by(table.c.count.desc(), table.c.digest).limit(MAX_ROWS)
+    found = TABLES.counted(connection, begin_at=begin_at, domain=domain)
     return [
         (json.loads(row.policy), json.loads(row.fault) if row.fault else None, row._mapping["count"])
-        for row in connection.execute(ordered)
+        for row in found
     ]
-
-
-def sent_to(connection: Connection, *, begin_at: int, domain: str) -> set[str]:
-    """Return the destinations that a day's report went to, or will never go to."""
-    table = schema_tls.tls_sent
-    query = select(table.c.destination).where(table.c.begin_at == begin_at, table.c.domain == domain)
-    return set(connection.execute(query).scalars())
-
-
-def note_sent(
-    connection: Connection, *, begin_at: int, domain: str, destination: str, state: str, event: Event
-) -> None:
-    """Write down how it ended for a destination, with the event that says so."""
-    made = run(
-        connection,
-        "INSERT INTO tls_sent (begin_at, domain, destination, state, at) VALUES (?, ?, ?, ?, ?) "
-        "ON CONFLICT (begin_at, domain, destination) DO NOTHING",
-        (begin_at, domain, destination, state, event.at),
-    )
-    if made.rowcount:
-        events.append(connection, [event])
-
-
-def postpone(connection: Connection, *, begin_at: int, domain: str, due_at: int) -> None:
-    """Look at a day again later."""
-    text = "UPDATE tls_periods SET due_at = ? WHERE begin_at = ? AND domain = ?"
-    run(connection, text, (due_at, begin_at, domain))
-
-
-def finish(connection: Connection, *, begin_at: int, domain: str) -> None:
-    """Forget what was counted for a domain on a day."""
-    for table in ("tls_counts", "tls_periods"):
-        text = f"DELETE FROM {table} WHERE begin_at = ? AND domain = ?"  # noqa: S608 - names of our own schema
-        run(connection, text, (begin_at, domain))
 
 
 def keep(connection: Connection, report: Report) -> bool:
@@ -227,21 +165,8 @@ def keep(connection: Connection, report: Report) -> bool:
             for position, row in enumerate(chosen)
         ],
     )  # fmt: skip
-    _limit(connection, report.organization_id, report.domain)
+    TABLES.limit(connection, organization_id=report.organization_id, domain=report.domain)
     return True
-
-
-def _limit(connection: Connection, organization_id: str, domain: str) -> None:
-    table = schema_tls.tls_reports
-    query = select(table.c.id).where(table.c.organization_id == organization_id, table.c.domain == domain)
-    old = query.order_by(table.c.received_at.desc(), table.c.id.desc()).offset(MAX_REPORTS).limit(PRUNE_ROWS)
-    _delete(connection, connection.execute(old).scalars().all())
-
-
-def _delete(connection: Connection, report_ids: Collection[str]) -> None:
-    for one in report_ids:
-        run(connection, "DELETE FROM tls_report_rows WHERE report_id = ?", (one,))
-        run(connection, "DELETE FROM tls_reports WHERE id = ?", (one,))
 
 
 def reports(
@@ -254,16 +179,10 @@ def reports(
     with_rows: int = 0,
 ) -> list[Report]:
     """Return a tenant's reports, the newest first, below an id; with_rows: how many rows of each."""
-    table = schema_tls.tls_reports
-    query = select(table).where(table.c.organization_id == organization_id)
-    if domain is not None:
-        query = query.where(table.c.domain == domain)
-    if before:
-        query = query.where(table.c.id < before)
-    return [
-        _report(row, _rows(connection, row.id, with_rows) if with_rows else ())
-        for row in connection.execute(query.order_by(table.c.id.desc()).limit(limit)).all()
-    ]
+    found = TABLES.page(
+        connection, organization_id=organization_id, domain=domain, before=before, limit=limit
+    )
+    return [_report(row, _rows(connection, row.id, with_rows) if with_rows else ()) for row in found]
 
 
 def results(
@@ -314,20 +233,3 @@ def _report(row: Any, rows: tuple[ReportRow, ...]) -> Report:
 def new_id() -> str:
     """Return a fresh report's id."""
     return ids.new("tlr")
-
-
-def prune(connection: Connection, *, at: int, reports_kept: int) -> bool:
-    """Take away what is too old, PRUNE_ROWS of a kind at most; whether there may be more."""
-    periods, sent, table = schema_tls.tls_periods, schema_tls.tls_sent, schema_tls.tls_reports
-    old = select(periods.c.begin_at, periods.c.domain).where(periods.c.end_at < at - KEPT)
-    gone = connection.execute(old.limit(PRUNE_ROWS)).all()
-    for row in gone:
-        finish(connection, begin_at=row.begin_at, domain=row.domain)
-    told = select(sent).where(sent.c.at < at - SENT_KEPT).limit(PRUNE_ROWS)
-    for row in connection.execute(told).all():
-        text = "DELETE FROM tls_sent WHERE begin_at = ? AND domain = ? AND destination = ?"
-        run(connection, text, (row.begin_at, row.domain, row.destination))
-    aged = select(table.c.id).where(table.c.received_at < at - reports_kept).limit(PRUNE_ROWS)
-    aged_ids = connection.execute(aged).scalars().all()
-    _delete(connection, aged_ids)
-    return PRUNE_ROWS in (len(gone), len(aged_ids))

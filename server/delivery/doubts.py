@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SECOND = 1_000_000
 LOOK_SECONDS = 60.0
+LOOK_TURNS = 10  # for evidence, so seldom
 
 log = structlog.get_logger("doubts")
 
@@ -32,6 +33,7 @@ class Doubts:
         self._clock = clock
         self._seconds = seconds
         self._unanswered = doubt.Unanswered(unanswered)
+        self._turn = 0
         self._turns = Turns("doubts about deliveries", self.turn, seconds=LOOK_SECONDS)
 
     async def start(self) -> None:
@@ -46,10 +48,18 @@ class Doubts:
         """End what is due, and look at what was said."""
         if self._seconds:
             await self._expire()
-        now = self._clock.now()
-        if await self._threads.read(partial(doubt.watches, at=now)):
-            await self._threads.write(partial(doubt.correct, at=now))
-            await self._threads.write(partial(doubt.forget, before=now - 2 * doubt.WATCHED))
+        self._turn += 1
+        if self._turn % LOOK_TURNS == 1:
+            await self._correct(self._clock.now())
+
+    async def _correct(self, now: int) -> None:
+        """Look for evidence with a reader: it may be long in finding, and the writer is everybody's."""
+        if not await self._threads.read(partial(doubt.watches, at=now)):
+            return
+        found = await self._threads.read(partial(doubt.contradicted, at=now))
+        if found:
+            await self._threads.write(partial(doubt.correct, found=found, at=now))
+        await self._threads.write(partial(doubt.forget, before=now - 2 * doubt.WATCHED))
 
     async def _expire(self) -> None:
         ended: tuple[str, ...] = ("",)

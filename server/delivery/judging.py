@@ -39,6 +39,13 @@ def facts_of(outcome: Outcome) -> Mapping[str, object]:
     return {"class": judged.bounce_class.value, "blame": judged.blame.value}
 
 
+def blames_us(outcome: Outcome) -> bool:
+    """Whether another server refused for the reputation of our address or domain, for good or for now."""
+    if not outcome.code or outcome.state is DeliveryState.DELIVERED:
+        return False
+    return judge(outcome).bounce_class is BounceClass.BLOCK
+
+
 def asked(delivery: Delivery) -> Asked | None:
     """Return a delivery's addresses in normal form; None where its recipient was never one."""
     try:

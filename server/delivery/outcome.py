@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from server.mail.bounce_class import BounceClass, classify
 from server.smtp.client_machine import Answer
 from server.smtp.client_reply import Reply
 from storage.records import DeliveryState, Handover, Outcome
@@ -90,14 +89,6 @@ def too_many_recipients(reply: Reply) -> bool:
 def in_doubt(outcome: Outcome) -> bool:
     """Whether the whole message was sent and no reply came."""
     return outcome.phase == "final" and outcome.code == 0 and outcome.state is DeliveryState.DEFERRED
-
-
-def blames_us(outcome: Outcome) -> bool:
-    """Whether another server refused for the reputation of our address or domain, for good or for now."""
-    if not outcome.code or outcome.state is DeliveryState.DELIVERED or outcome.phase == "policy":
-        return False
-    found = classify(outcome.code, outcome.enhanced, outcome.text, phase=outcome.phase)
-    return found.bounce_class is BounceClass.BLOCK
 
 
 def slows_down(outcome: Outcome) -> bool:

@@ -27,9 +27,9 @@ from server.delivery.carrier import Carrier, suppressed
 from server.delivery.exchangers import Exchangers
 from server.delivery.forwarding import Forwarding, is_unanswerable
 from server.delivery.home import Homeward
-from server.delivery.judging import facts_of
+from server.delivery.judging import blames_us, facts_of
 from server.delivery.ledger import LeaseLost, Ledger
-from server.delivery.outcome import blames_us, in_doubt, slows_down
+from server.delivery.outcome import in_doubt, slows_down
 from server.delivery.pace import Pace, provider_of
 from server.delivery.pool import Pool
 from server.delivery.protection import Protection
@@ -513,10 +513,13 @@ class Scheduler:
         await asyncio.shield(self._give_back([one for one in deliveries if one not in begun]))
 
     async def _give_back(self, deliveries: Sequence[Delivery]) -> None:
+        await self._hand_back(deliveries, partial(queue.give_back, held=deliveries, at=self._clock.now()))
+
+    async def _hand_back(self, deliveries: Sequence[Delivery], unit: Callable[[Connection], None]) -> None:
         if not deliveries:
             return
         try:
-            await self._threads.write(partial(queue.give_back, held=deliveries, at=self._clock.now()))
+            await self._threads.write(unit)
         except StorageError as error:
             log.error("leases not given back", count=len(deliveries), problem=str(error))
         self._release(deliveries)
@@ -525,17 +528,13 @@ class Scheduler:
         """Give deliveries back for later, without a try counted: nothing is wrong with them."""
         now = self._clock.now()
         due = now + round(rest.seconds * SECOND)
+        until = self._clock.monotonic() + rest.seconds
         for one in deliveries:
             # So that what waits behind them is not leased only to be put off too.
-            until = self._clock.monotonic() + rest.seconds
             self._pace.rest(one.organization_id, one.domain, until)
         log.info("put off", count=len(deliveries), reason=str(rest), seconds=rest.seconds)
-        await self._give_back([replace(one, next_attempt_at=due) for one in deliveries])
-        try:
-            unit = partial(queue.tell_paced, held=deliveries, due=due, reason=str(rest), at=now)
-            await self._threads.write(unit)
-        except StorageError as error:
-            log.error("events not written", count=len(deliveries), problem=str(error))
+        unit = partial(queue.put_off, held=deliveries, due=due, reason=str(rest), at=now)
+        await self._hand_back(deliveries, unit)
 
 
 def _forwarding(

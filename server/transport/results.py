@@ -21,7 +21,7 @@ import structlog
 
 from server.dns import DnsFailure, DnsTemporary
 from server.transport.tlsrpt import read_record
-from storage import tls_reports
+from storage import report_tables, tls_reports
 from storage.errors import StorageError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class TlsResults:
         if session.fault is not None and session.fault.code:
             session = replace(session, fault=replace(session.fault, text=""))
         now = self._clock.now()
-        kind = (now - now % tls_reports.DAY, session)
+        kind = (now - now % report_tables.DAY, session)
         if kind in self._pending or len(self._pending) < MAX_PENDING:
             self._pending[kind] = self._pending.get(kind, 0) + 1
         else:
@@ -156,11 +156,11 @@ class TlsResults:
         offset = (
             int.from_bytes(blake2b(session.domain.encode(), digest_size=8).digest(), "big") % self._spread
         )
-        end_at = begin_at + tls_reports.DAY
+        end_at = begin_at + report_tables.DAY
         return tls_reports.Counted(
             begin_at=begin_at,
             end_at=end_at,
-            due_at=end_at + (GRACE_SECONDS + offset) * tls_reports.SECOND,
+            due_at=end_at + (GRACE_SECONDS + offset) * report_tables.SECOND,
             domain=session.domain,
             policy=policy,
             fault=fault,

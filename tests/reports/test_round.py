@@ -14,6 +14,7 @@ from server.mail.report_file import find_report
 from server.operations import domain_dmarc
 from storage import accounts, dmarc
 from storage.errors import StorageError
+from storage.report_tables import ReportTables
 from tests.fakes import FakeClock
 from tests.nameserver import Nameserver
 from tests.reports.appliance import Appliance, running
@@ -201,15 +202,15 @@ def test_a_crash_between_sending_and_writing_it_down_sends_once(
     async def scenario(ours: Appliance, theirs: Appliance, _: Nameserver) -> None:
         await receive(ours)
         ours.clock.advance(DAY)
-        noted = dmarc.note_sent
+        noted = ReportTables.note_sent
         with monkeypatch.context() as patch:
 
-            def cut(connection: Any, **given: Any) -> None:
+            def cut(tables: ReportTables, connection: Any, **given: Any) -> None:
                 if given["state"] == "sent":
                     raise StorageError("power cut")
-                noted(connection, **given)
+                noted(tables, connection, **given)
 
-            patch.setattr(dmarc, "note_sent", cut)
+            patch.setattr(ReportTables, "note_sent", cut)
             with pytest.raises(StorageError, match="power cut"):
                 await ours.reporter.look()
         await theirs.told("message.received", 1)

@@ -9,7 +9,7 @@ import pytest
 from server.sender_auth import dmarc_counts
 from server.sender_auth.dmarc_counts import DmarcCounts
 from server.sender_auth.observed import Observation, Observed, Published
-from storage import dmarc
+from storage import dmarc, report_tables
 from storage.db import Database
 from storage.errors import StorageError
 from storage.records import Action, Envelope, Peer, Recipient, Verdict
@@ -65,7 +65,7 @@ class Door:
         asyncio.run(self.counts.flush())
 
     def rows(self) -> list[tuple[str, dict[str, Any], int]]:
-        period = self.clock.now() - self.clock.now() % dmarc.DAY
+        period = self.clock.now() - self.clock.now() % report_tables.DAY
         return self.database.read(lambda c: dmarc.counts(c, begin_at=period, domain="a.example"))
 
 
@@ -126,7 +126,7 @@ def test_each_domain_has_its_own_moment_within_the_spread(door: Door) -> None:
         name = f"d{number}.example"
         door.note(replace(SEEN, published=replace(SEEN.published, domain=name)))
     door.flush()
-    end = door.clock.now() - door.clock.now() % dmarc.DAY + dmarc.DAY
+    end = door.clock.now() - door.clock.now() % report_tables.DAY + report_tables.DAY
     assert door.database.read(lambda c: dmarc.due(c, at=end + 299 * 1_000_000, limit=99)) == []
     halfway = door.database.read(lambda c: dmarc.due(c, at=end + 2100 * 1_000_000, limit=99))
     assert 5 <= len(halfway) <= 25
@@ -139,5 +139,5 @@ def test_period_is_where_the_clock_stands(door: Door) -> None:
     door.note()
     door.flush()
     periods = door.database.read(lambda c: dmarc.due(c, at=1 << 60, limit=9))
-    assert [one.begin_at % dmarc.DAY for one in periods] == [0, 0]
-    assert periods[1].begin_at - periods[0].begin_at == dmarc.DAY
+    assert [one.begin_at % report_tables.DAY for one in periods] == [0, 0]
+    assert periods[1].begin_at - periods[0].begin_at == report_tables.DAY

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from storage import dmarc, events
+from storage import dmarc, events, report_tables
 from storage.db import Database
 from storage.records import Event
 from tests.storage.tenants import OTHER, OURS, tenants
 
-DAY = dmarc.DAY
+DAY = report_tables.DAY
 
 
 def counted(**changes: Any) -> dmarc.Counted:
@@ -60,7 +60,7 @@ def test_newest_policy_is_told(database: Database) -> None:
 def test_rows_beyond_the_limit_are_told_as_a_number(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dmarc, "MAX_ROWS", 2)
+    monkeypatch.setattr(dmarc, "TABLES", replace(dmarc.TABLES, max_rows=2))
     add(database, *(counted(digest=bytes([n])) for n in range(5)))
     add(database, counted(digest=b"\x00", count=10))
     assert sorted(one[2] for one in rows(database)) == [2, 12]
@@ -69,7 +69,7 @@ def test_rows_beyond_the_limit_are_told_as_a_number(
 
 
 def test_domains_beyond_the_limit_are_left_out(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dmarc, "MAX_DOMAINS", 2)
+    monkeypatch.setattr(report_tables, "MAX_DOMAINS", 2)
     assert add(database, *(counted(domain=f"d{n}.example") for n in range(4))) == 4
     assert add(database, counted(domain="d0.example")) == 0
     assert add(database, counted(domain="d9.example", begin_at=DAY)) == 0
@@ -115,7 +115,7 @@ def test_old_things_go(database: Database) -> None:
     assert database.read(lambda c: dmarc.due(c, at=99 * DAY, limit=9))[0].begin_at == 10 * DAY
     assert listed(database) == []
     assert database.read(lambda c: dmarc.sent_to(c, begin_at=0, domain="a.example"))
-    database.write(lambda c: dmarc.prune(c, at=dmarc.SENT_KEPT + 8, reports_kept=DAY))
+    database.write(lambda c: dmarc.prune(c, at=report_tables.SENT_KEPT + 8, reports_kept=DAY))
     assert not database.read(lambda c: dmarc.sent_to(c, begin_at=0, domain="a.example"))
 
 
@@ -158,7 +158,7 @@ def test_only_the_largest_rows_and_the_newest_reports_stay(
 ) -> None:
     tenants(database)
     monkeypatch.setattr(dmarc, "MAX_REPORT_ROWS", 2)
-    monkeypatch.setattr(dmarc, "MAX_REPORTS", 2)
+    monkeypatch.setattr(report_tables, "MAX_REPORTS", 2)
     for number in range(4):
         database.write(lambda c, n=number: dmarc.keep(c, report(f"r{n}", received_at=n)))
     kept = listed(database, with_rows=10)

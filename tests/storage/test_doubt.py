@@ -58,6 +58,11 @@ def tell(database: Database, kind: str, recipient: str = "R@peer.test") -> None:
     database.write(lambda c: events.append(c, [event]))
 
 
+def correct(database: Database) -> int:
+    found = database.read(lambda c: doubt.contradicted(c, at=LATER))
+    return database.write(lambda c: doubt.correct(c, found, at=LATER))
+
+
 def test_a_crash_leaves_what_had_begun_to_a_persons_word_where_that_is_asked_for(database: Database) -> None:
     doubted(database)
     found = row(database)
@@ -159,12 +164,12 @@ def test_later_evidence_corrects_a_verdict_once(database: Database) -> None:
     assert database.read(lambda c: doubt.watches(c, at=LATER)) is False
     decide(database, Verdict.NOT_SENT)
     assert database.read(lambda c: doubt.watches(c, at=LATER)) is True
-    assert database.write(lambda c: doubt.correct(c, at=LATER)) == 0
+    assert correct(database) == 0
     tell(database, "message.complained")
-    assert database.write(lambda c: doubt.correct(c, at=LATER)) == 1
+    assert correct(database) == 1
     kind, data = log(database)[-1]
     assert (kind, data["evidence"], data["by"]) == ("message.verdict_corrected", "message.complained", "ann")
-    assert database.write(lambda c: doubt.correct(c, at=LATER)) == 0
+    assert correct(database) == 0
     assert database.read(lambda c: doubt.watches(c, at=LATER)) is False
     database.write(lambda c: doubt.forget(c, before=LATER + 1))
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from storage import events, tls_reports
+from storage import events, report_tables, tls_reports
 from storage.db import Database
 from storage.records import Event
 from tests.storage.tenants import OTHER, OURS, tenants
 
-DAY = tls_reports.DAY
+DAY = report_tables.DAY
 
 
 def counted(**changes: Any) -> tls_reports.Counted:
@@ -48,7 +48,7 @@ def test_counts_add_up_by_kind_and_day(database: Database) -> None:
 def test_rows_beyond_the_limit_are_told_as_a_number(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tls_reports, "MAX_ROWS", 2)
+    monkeypatch.setattr(tls_reports, "TABLES", replace(tls_reports.TABLES, max_rows=2))
     add(database, *(counted(digest=bytes([n])) for n in range(5)))
     add(database, counted(digest=b"\x00", count=10))
     assert sorted(one[2] for one in rows(database)) == [2, 12]
@@ -57,7 +57,7 @@ def test_rows_beyond_the_limit_are_told_as_a_number(
 
 
 def test_domains_beyond_the_limit_are_left_out(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tls_reports, "MAX_DOMAINS", 2)
+    monkeypatch.setattr(report_tables, "MAX_DOMAINS", 2)
     assert add(database, *(counted(domain=f"d{n}.example") for n in range(4))) == 4
     assert add(database, counted(domain="d0.example")) == 0
     assert add(database, counted(domain="d9.example", begin_at=DAY)) == 0
@@ -161,7 +161,7 @@ def test_report_is_kept_once_and_belongs_to_one_organization(database: Database)
 
 def test_reports_come_by_pages_and_are_bounded(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     tenants(database)
-    monkeypatch.setattr(tls_reports, "MAX_REPORTS", 3)
+    monkeypatch.setattr(report_tables, "MAX_REPORTS", 3)
     monkeypatch.setattr(tls_reports, "MAX_REPORT_ROWS", 1)
     for number in range(5):
         keep(database, report(id=f"tlr_{number}", report_id=f"r{number}", received_at=number))

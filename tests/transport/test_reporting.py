@@ -23,6 +23,7 @@ from storage import events, tls_reports
 from storage.db import Database
 from storage.errors import StorageError
 from storage.records import Event
+from storage.report_tables import ReportTables
 from tests.delivery.world import Inbox
 from tests.transport.authority import make, server_context
 from tests.transport.world import DOMAIN, HOST, ROOT, Peer, World, certified, go
@@ -273,7 +274,7 @@ def test_a_crash_between_mail_and_note_sends_the_same_mail(
             def cut(*_given: Any, **_more: Any) -> None:
                 raise StorageError("power cut")
 
-            patch.setattr(tls_reports, "note_sent", cut)
+            patch.setattr(ReportTables, "note_sent", cut)
             with pytest.raises(StorageError):
                 await game.look()
         await game.look()
