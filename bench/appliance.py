@@ -35,6 +35,7 @@ class Appliance:
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None
         self.port = port
+        self.passwords: dict[str, str] = {}  # of the inboxes that were added here
         self._configuration = directory / "mailagents.toml"
         self._configuration.write_text(
             f"""
@@ -54,6 +55,7 @@ max_connections_per_address = 5000
 [imap]
 listen = ["tcp:127.0.0.1:{port + 3}"]
 listen_tls = ["tls:127.0.0.1:{port + 4}"]
+max_connections_per_inbox = 5000
 
 [http]
 listen = ["tcp:127.0.0.1:{port + 5}"]
@@ -80,6 +82,7 @@ socket = "{directory}/control.sock"
     def add_inbox(self, address: str) -> Path:
         """Make an inbox; returns where its deliveries are counted."""
         inbox = self._command("inbox", "add", address)
+        self.passwords[address] = inbox["password"]
         return self._directory / "data" / "mail" / inbox["id"] / "new"
 
     def _command(self, *arguments: str) -> dict[str, str]:

@@ -294,6 +294,13 @@ class Imap(Section):
         at_least=1,
         at_most=1_000_000,
     )
+    max_connections_per_inbox: int = setting(
+        200,
+        "Sessions of one inbox at once; one more is told [LIMIT] when it logs in.",
+        unit="connections",
+        at_least=1,
+        at_most=100_000,
+    )
     login_timeout_seconds: int = setting(60, "Wait for a command before the login.", at_least=1, at_most=HOUR)
     idle_timeout_seconds: int = setting(
         1800,

@@ -28,6 +28,11 @@ class ImapSettings(Protocol):
         ...
 
     @property
+    def max_connections_per_inbox(self) -> int:
+        """Sessions of one inbox at once."""
+        ...
+
+    @property
     def login_timeout_seconds(self) -> int:
         """From the connection to the login."""
         ...
@@ -48,7 +53,6 @@ class Bounds:
     """What the operator need not set; times in seconds."""
 
     connections_per_network: int = 1000
-    connections_per_mailbox: int = 200
     handshake_seconds: float = 30.0
     write_seconds: float = 300.0  # of a client that reads nothing while there is something for it
     closing_seconds: float = 10.0

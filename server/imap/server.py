@@ -278,7 +278,7 @@ class ImapServer:
         """Count a login in; False where its inbox has as many sessions as it may."""
         mailbox_id = connection.session.mailbox_id
         count = self._by_mailbox.get(mailbox_id, 0)
-        if count >= self._services.bounds.connections_per_mailbox:
+        if count >= self._services.settings.max_connections_per_inbox:
             connection.session.identity = None
             return False
         self._by_mailbox[mailbox_id] = count + 1

@@ -38,6 +38,7 @@ SCRAM = scram_verifier(PASSWORD)
 @dataclass(frozen=True, slots=True)
 class Settings:
     max_connections: int = 100
+    max_connections_per_inbox: int = 200
     login_timeout_seconds: int = 60
     idle_timeout_seconds: int = 1800
     max_literal_octets: int = 4 * 1024 * 1024

@@ -5,7 +5,6 @@ import socket
 
 import pytest
 
-from server.imap.limits import Bounds
 from tests.fakes import FakeClock
 from tests.imap.appliance import QUICK, Appliance, Settings, Wire, client_context, running
 
@@ -61,7 +60,7 @@ def test_connections_beyond_the_limit_are_told_and_closed(timed):
 
 
 def test_sessions_of_one_inbox_are_limited(tmp_path):
-    with running(tmp_path, bounds=Bounds(failure_delay_seconds=0.0, connections_per_mailbox=2)) as started:
+    with running(tmp_path, settings=Settings(max_connections_per_inbox=2)) as started:
         inbox = started.new_inbox()
         kept = [Wire(started).login(inbox) for _ in range(2)]
         third = Wire(started)
