@@ -18,6 +18,7 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
+from storage import subscriptions
 from storage.db import Notice, publish
 from storage.errors import BadName, Conflict, Full, Missing, StorageError
 from storage.maildir import INBOX, Maildir, directory_name, gone_name
@@ -142,7 +143,9 @@ def set_subscribed(connection: Connection, *, mailbox_id: str, name: str, subscr
         values = (int(subscribed), mailbox_id, normal_name(name))
     except BadName as error:
         raise Missing(str(error)) from error
-    if run(connection, text, values).rowcount == 0:
+    if run(connection, text, values).rowcount == 0 and (
+        subscribed or not subscriptions.take(connection, mailbox_id=mailbox_id, names=[values[2]])
+    ):
         raise Missing(f"folder {values[2]}")
     publish(connection, Notice("mailbox", mailbox_id))
 
@@ -225,6 +228,8 @@ def delete_folder(connection: Connection, *, mailbox_id: str, name: str, maildir
     for table in ("tombstones", "removals"):
         run(connection, f"DELETE FROM {table} WHERE folder_id = ?", (folder.id,))  # noqa: S608 - ours
     run(connection, "DELETE FROM folders WHERE id = ?", (folder.id,))
+    if folder.subscribed:
+        subscriptions.lapse(connection, mailbox_id=mailbox_id, name=folder.name)
     _remember_uidvalidity(connection, mailbox_id, folder.uidvalidity)
     charge(connection, {mailbox_id: -sum(row[1] for row in gone)})
     erase_unused(connection, [row[0] for row in gone])
@@ -301,13 +306,14 @@ def _insert(
     connection: Connection, mailbox_id: str, made: Sequence[tuple[str, str, bool]], at: int
 ) -> list[Folder]:
     first = _next_uidvalidity(connection, mailbox_id, at)
+    lapsed = subscriptions.take(connection, mailbox_id=mailbox_id, names=[each[0] for each in made])
     found: list[Folder] = []
     text = (
         "INSERT INTO folders (mailbox_id, name, special_use, uidvalidity, uidnext, highestmodseq, "  # noqa: S608 - columns
         f"recent_uid, subscribed) VALUES (?, ?, ?, ?, 1, 1, 1, ?) RETURNING {_COLUMNS}"
     )
     for number, (name, special_use, subscribed) in enumerate(made):
-        values = (mailbox_id, name, special_use, first + number, int(subscribed))
+        values = (mailbox_id, name, special_use, first + number, int(subscribed or name in lapsed))
         try:
             found.append(folder_of(run(connection, text, values).fetchone()))
         except Exception as error:

@@ -31,6 +31,7 @@ from storage.folders import (
     rename_folder,
     set_subscribed,
 )
+from storage.subscriptions import lapsed
 
 __all__ = [
     "Changed",
@@ -51,6 +52,7 @@ __all__ = [
     "find_folder",
     "folder_by_id",
     "folders",
+    "lapsed",
     "move",
     "normal_name",
     "rename_folder",

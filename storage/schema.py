@@ -174,6 +174,14 @@ folders = Table(
     sqlite_autoincrement=True,
 )
 
+# Subscribed names whose folder was deleted (RFC 9051 6.3.7: the name stays on the list).
+lapsed_subscriptions = Table(
+    "lapsed_subscriptions",
+    metadata,
+    Column("mailbox_id", Text, ForeignKey("mailboxes.id"), primary_key=True),
+    Column("name", Text, primary_key=True),
+)
+
 messages = Table(
     "messages",
     metadata,

@@ -80,6 +80,8 @@ async def fetch(session: Session, command: c.Fetch) -> Completion:
     planned = plan(command, access=view.access)
     work = _Fetch(session, planned)
     for start, end in messages.cut(places, ROWS):
+        if planned.tells_flags:
+            session.tell_keywords()
         if planned.is_in_memory:
             session.wire.write(b"".join(rows.from_view(view, planned.items, start, end)))
         else:

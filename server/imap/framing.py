@@ -30,7 +30,8 @@ class Limits:
     literals: int = 1024
 
 
-BEFORE_LOGIN = Limits(line_octets=8 * 1024, literal_octets=8 * 1024, literals=8)
+# RFC 2971 3.3: ID may have 30 fields of 1024 octets, each with its name.
+BEFORE_LOGIN = Limits(line_octets=36 * 1024, literal_octets=8 * 1024, literals=8)
 
 
 class Excess(Enum):

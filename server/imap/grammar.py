@@ -241,9 +241,16 @@ def _patterns(scanner: Scanner) -> tuple[str, ...]:
     return tuple(patterns)
 
 
+# A pattern that no name can match: control characters are in none.
+_NOTHING = "\0"
+
+
 def _pattern(text: bytes) -> str:
-    # Wildcards are printable ASCII and stand for themselves in modified UTF-7.
-    return mailbox_name(text)
+    # Wildcards are printable ASCII and stand for themselves in modified UTF-7. What is none names no mailbox.
+    try:
+        return mailbox_name(text)
+    except ImapSyntax:
+        return _NOTHING
 
 
 def _return_options(scanner: Scanner) -> tuple[frozenset[str], tuple[str, ...]]:

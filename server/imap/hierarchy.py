@@ -8,7 +8,7 @@ RFC 5258 (selection and return options), 6154 (special use), 3348 (children).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from storage.records import Folder
@@ -27,10 +27,12 @@ def parents(name: str) -> Iterator[str]:
         yield name
 
 
-def matcher(reference: str, patterns: Iterable[str]) -> Callable[[str], bool]:
-    """Return the test whether a name matches any of the patterns below a reference."""
-    tests = [_matcher(reference + pattern) for pattern in patterns]
-    return tests[0] if len(tests) == 1 else lambda name: any(test(name) for test in tests)
+Match = Callable[[str], bool]
+
+
+def matchers(reference: str, patterns: Iterable[str]) -> list[Match]:
+    """Return for each pattern the test whether a name matches it below a reference."""
+    return [_matcher(reference + pattern) for pattern in patterns]
 
 
 def _matcher(pattern: str) -> Callable[[str], bool]:
@@ -94,40 +96,59 @@ class Row:
 def rows(
     folders: Iterable[Folder],
     *,
-    matches: Callable[[str], bool],
+    matches: Sequence[Match],
     selection: frozenset[str],
     returns: frozenset[str],
+    lapsed: Collection[str] = (),
 ) -> list[Row]:
-    """Return the lines of LIST in the order of names, INBOX first."""
+    """Return the lines of LIST in the order of names, INBOX first.
+
+    matches: a test for each pattern. lapsed: subscribed names that have no folder.
+    """
     known = {folder.name: folder for folder in folders}
     with_children = {parent for name in known for parent in parents(name)}
-    subscribed_above = {
-        parent for folder in known.values() if folder.subscribed for parent in parents(folder.name)
-    }
+    subscribed = {folder.name for folder in known.values() if folder.subscribed}.union(lapsed)
+    names = known.keys() | with_children
+    if "SUBSCRIBED" in selection:
+        names |= subscribed
+    below = _above(subscribed, matches) if {"RECURSIVEMATCH", "SUBSCRIBED"} <= selection else frozenset()
     found = []
-    for name in sorted(known.keys() | with_children, key=lambda name: (name != "INBOX", name)):
-        if not matches(name):
+    for name in sorted(names, key=lambda name: (name != "INBOX", name)):
+        if not any(test(name) for test in matches):
             continue
         folder = known.get(name)
-        below = "RECURSIVEMATCH" in selection and "SUBSCRIBED" in selection and name in subscribed_above
-        if not below and not _selected(folder, selection):
+        if name not in below and not _selected(folder, selection, is_subscribed=name in subscribed):
             continue
-        attributes = _attributes(folder, selection | returns)
+        is_subscribed = name in subscribed and "SUBSCRIBED" in selection | returns
+        attributes = _attributes(folder, is_subscribed=is_subscribed)
         attributes.append("\\HasChildren" if name in with_children else "\\HasNoChildren")
-        found.append(Row(name, tuple(attributes), folder, below))
+        found.append(Row(name, tuple(attributes), folder, name in below))
     return found
 
 
-def _selected(folder: Folder | None, selection: frozenset[str]) -> bool:
-    if "SUBSCRIBED" in selection and not (folder and folder.subscribed):
+def _above(subscribed: Iterable[str], matches: Sequence[Match]) -> frozenset[str]:
+    """Return the names above subscribed ones, but for those that another pattern than the parent's shows."""
+    found: set[str] = set()
+    for name in subscribed:
+        shown = [test(name) for test in matches]
+        for parent in parents(name):
+            # RFC 5258 3.1 leaves open whether a parent named beside its child tells of it: it does not here.
+            if not any(hit and not test(parent) for hit, test in zip(shown, matches, strict=True)):
+                found.add(parent)
+    return frozenset(found)
+
+
+def _selected(folder: Folder | None, selection: frozenset[str], *, is_subscribed: bool) -> bool:
+    if "SUBSCRIBED" in selection and not is_subscribed:
         return False
     return not ("SPECIAL-USE" in selection and not (folder and folder.special_use))
 
 
-def _attributes(folder: Folder | None, asked: frozenset[str]) -> list[str]:
+def _attributes(folder: Folder | None, *, is_subscribed: bool) -> list[str]:
+    attributes = ["\\Subscribed"] if is_subscribed else []
     if folder is None:
-        return ["\\NonExistent", "\\Noselect"]
-    attributes = ["\\Subscribed"] if folder.subscribed and "SUBSCRIBED" in asked else []
+        # Who asks for subscriptions knows \\NonExistent, which says the other too (RFC 5258 3).
+        return [*attributes, "\\NonExistent"] if is_subscribed else ["\\NonExistent", "\\Noselect"]
     # RFC 6154 2: plain LIST may show special uses too, and every client likes to know.
     if folder.special_use:
         attributes.append(folder.special_use)

@@ -148,11 +148,16 @@ async def list_(session: Session, command: c.Listing) -> Completion:
 
 async def _rows(session: Session, command: c.Listing) -> tuple[list[hierarchy.Row], dict[int, Counts]]:
     mailbox_id = session.mailbox_id
-    matches = hierarchy.matcher(command.reference, command.patterns)
+    matches = hierarchy.matchers(command.reference, command.patterns)
 
     def unit(connection: Connection) -> tuple[list[hierarchy.Row], dict[int, Counts]]:
-        folders = mailboxes.folders(connection, mailbox_id=mailbox_id)
-        rows = hierarchy.rows(folders, matches=matches, selection=command.selection, returns=command.returns)
+        rows = hierarchy.rows(
+            mailboxes.folders(connection, mailbox_id=mailbox_id),
+            matches=matches,
+            selection=command.selection,
+            returns=command.returns,
+            lapsed=mailboxes.lapsed(connection, mailbox_id=mailbox_id),
+        )
         if not command.status:
             return rows, {}
         ids = [row.folder.id for row in rows if row.folder is not None]
@@ -164,11 +169,15 @@ async def _rows(session: Session, command: c.Listing) -> tuple[list[hierarchy.Ro
 async def list_subscribed(session: Session, command: c.SubscribedListing) -> Completion:
     """LSUB; a '%' that ends above a subscribed name shows the parent as \\Noselect (RFC 3501 6.3.9)."""
     mailbox_id = session.mailbox_id
-    matches = hierarchy.matcher(command.reference, (command.pattern,))
-    folders = await session.services.threads.read(
-        lambda connection: mailboxes.folders(connection, mailbox_id=mailbox_id)
+    (matches,) = hierarchy.matchers(command.reference, (command.pattern,))
+    folders, lapsed = await session.services.threads.read(
+        lambda connection: (
+            mailboxes.folders(connection, mailbox_id=mailbox_id),
+            mailboxes.lapsed(connection, mailbox_id=mailbox_id),
+        )
     )
-    names = {folder.name: folder for folder in folders if folder.subscribed}
+    names: dict[str, Folder | None] = dict.fromkeys(lapsed)
+    names |= {folder.name: folder for folder in folders if folder.subscribed}
     shown = {name: True for name in names if matches(name)}
     if command.pattern.endswith("%"):
         for name in names:

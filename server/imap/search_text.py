@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from unicodedata import normalize
 
+from server.mail.address_list import read_addresses
 from server.mail.header import decode, fields
 from server.mail.structure import Octets, Part
 from server.mail.text import MAX_HEADER_OCTETS, header_text, part_source
@@ -25,6 +26,7 @@ INNER_HEADERS = "\x1f"  # behind the outermost header's fields
 BODY = "\x1e"  # behind all headers
 CUT = "\x1d"  # at the end of a text that lacks something
 
+_ADDRESSED = frozenset({b"from", b"sender", b"reply-to", b"to", b"cc", b"bcc"})
 _PLAIN_ENCODINGS = frozenset({b"7bit", b"8bit", b"binary"})
 _FOLDING = re.compile(r"\r?\n(?=[ \t])")
 _MARKS = re.compile("[\x1d-\x1f]")
@@ -60,10 +62,27 @@ def build(
                 bodies.append(part_source(part, message, limit=wanted))
                 source -= min(part.octets, wanted)
                 room -= len(bodies[-1])
-    outer = header_text(root, message)
+    outer = header_text(root, message) + _addresses(root, message)
     pieces = [_clean("\n".join(piece)) for piece in ([outer], inner, bodies)]
     text = fold(f"\n{pieces[0]}\n{INNER_HEADERS}{pieces[1]}\n{BODY}{pieces[2]}")
     return text[:limit] + CUT if cut or len(text) > limit else text
+
+
+def _addresses(root: Part, message: Octets) -> str:
+    """Return a line more for each address that comments take apart: FROM looks in the ENVELOPE's."""
+    lines = []
+    header = message[root.header_start : min(root.body_start, root.header_start + MAX_HEADER_OCTETS)]
+    if b"(" not in header:
+        return ""
+    for field in fields(header):
+        name = field.name.lower()
+        if name not in _ADDRESSED or b"(" not in field.value:
+            continue
+        for one in read_addresses(field.value):
+            address = b"%b@%b" % (one.local, one.domain) if one.local and one.domain else b""
+            if address not in field.value:
+                lines.append(f"\n{name.decode()}: {address.decode(errors='replace')}")
+    return "".join(lines)
 
 
 def outer(header: bytes) -> str:

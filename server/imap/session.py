@@ -283,6 +283,11 @@ class Session:
         if data:
             self.wire.write(data)
 
+    def tell_keywords(self) -> None:
+        """Write the flags defined in the mailbox where keywords came: before any FETCH that names one."""
+        if self.view is not None and self.view.take_keywords():
+            self.wire.write(telling.flags_line(self.view.contents))
+
     def wake(self) -> None:
         """Hear that the selected folder moved: an idle client is told at once."""
         if self.idling and self.wire.is_writable:

@@ -92,6 +92,7 @@ async def _echo(
             ]
             session.wire.write(b"".join(lines))
         return
+    session.tell_keywords()
     for start, end in messages.cut(places, ROWS):
         session.wire.write(b"".join(_flag_lines(session, view, start, end, failed)))
         await session.wire.breathe()
@@ -155,8 +156,6 @@ async def move(session: Session, command: c.Move) -> Completion:
     target = await find_target(session, command.mailbox)
     if not uids:
         return Completion("Nothing to move")
-    if target.id == folder.record.id:
-        raise Failed("The messages are in that mailbox", code=b"[CANNOT]")
     services, now = session.services, session.services.clock.now()
     pairs = await services.threads.write(
         lambda connection: mailboxes.move(

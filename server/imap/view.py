@@ -278,11 +278,14 @@ class View:
                 self._take_recent()
                 updates.exists, updates.recent = self.count, self.recent()
         updates.changed = self._changed_rows(changed, known)
-        if self._keywords_told != len(contents.keyword_names):
-            self._keywords_told = len(contents.keyword_names)
-            updates.keywords_grew = True
+        updates.keywords_grew = self.take_keywords()
         self.quiet.clear()
         return updates
+
+    def take_keywords(self) -> bool:
+        """Whether keywords came that the session was not told of; they count as told from now on."""
+        before, self._keywords_told = self._keywords_told, len(self.contents.keyword_names)
+        return before != self._keywords_told
 
     def _advance(self) -> set[int]:
         """Move the position to the present; returns the UIDs whose flags changed."""

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from server.imap import format as wire
 from server.imap import section
 from server.imap.commands import Section, SectionText
-from server.imap.hierarchy import matcher, rows
+from server.imap.hierarchy import matchers, rows
 from server.imap.render import render
 from server.imap.scanner import Scanner
 from server.mail.structure import scan
@@ -189,12 +189,12 @@ def test_any_octets_are_rendered_without_a_line_end_outside_literals(content):
     ],
 )
 def test_list_patterns(pattern, matched):
-    test = matcher("", (pattern,))
+    (test,) = matchers("", (pattern,))
     assert [name for name in ("INBOX", "a", "a/b", "a/b/c", "abc") if test(name)] == matched
 
 
 def test_pattern_of_many_wildcards_takes_linear_time():
-    assert not matcher("", ("*a" * 400 + "b",))("a" * 5000)
+    assert not matchers("", ("*a" * 400 + "b",))[0]("a" * 5000)
 
 
 def folder(name: str, *, subscribed: bool = False, special_use: str = "") -> Folder:
@@ -202,7 +202,7 @@ def folder(name: str, *, subscribed: bool = False, special_use: str = "") -> Fol
 
 
 def test_list_shows_parents_that_are_no_mailboxes():
-    found = rows([folder("x/y")], matches=matcher("", ("%",)), selection=frozenset(), returns=frozenset())
+    found = rows([folder("x/y")], matches=matchers("", ("%",)), selection=frozenset(), returns=frozenset())
     assert [(row.name, row.attributes) for row in found] == [
         ("x", ("\\NonExistent", "\\Noselect", "\\HasChildren"))
     ]
@@ -211,7 +211,7 @@ def test_list_shows_parents_that_are_no_mailboxes():
 def test_special_use_selection_leaves_out_the_rest():
     found = rows(
         [folder("INBOX"), folder("Sent", special_use="\\Sent")],
-        matches=matcher("", ("*",)),
+        matches=matchers("", ("*",)),
         selection=frozenset({"SPECIAL-USE"}),
         returns=frozenset(),
     )
